@@ -1,0 +1,234 @@
+"""Fill muon pairs into 4D x mass histograms.
+
+Everything that is summed is an integer (curvatures and weights in units of a power of two), so the result is the
+same to the bit for any chunk size, number of threads and order of files.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from musclecal.binning import Binning, bin_of
+from musclecal.compiled import in_order, kernel
+from musclecal.constants import MUON_MASS
+from musclecal.errors import InputError
+from musclecal.kinematics import mass_factors, pair_mass
+from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, MassHistogram
+
+__all__ = ["as_hist", "fill"]
+
+# Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f- and the weight itself. A sum of 1e9 events at the
+# largest values (k = 1, pT = 1000 GeV) stays below 2^63.
+_UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 32])
+_WEIGHT_UNIT = 2.0**32
+
+
+@kernel
+def _locate(
+    pt_plus: Floats, eta_plus: Floats, phi_plus: Floats, pt_minus: Floats, eta_minus: Floats, phi_minus: Floats,
+    gen_mass: Floats, eta_edges: Floats, pt_edges: Floats, pt_scaled: bool, m_low: float, m_ref: float, step: float,
+    n_mass: int, gen_first: int, n_gen: int, mu: float,
+    number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats,
+) -> None:  # fmt: skip
+    """4D bin number (-1 outside), mass bin, generator bin (-1: none) and (k+, k-, pT+, pT-, f+, f-) of each pair."""
+    n_eta, n_pt = eta_edges.size - 1, pt_edges.size - 1
+    for n in range(pt_plus.size):
+        number[n] = -1
+        p, q = pt_plus[n], pt_minus[n]
+        mass = pair_mass(p, eta_plus[n], phi_plus[n], q, eta_minus[n], phi_minus[n], mu)
+        if not mass >= m_low:
+            continue
+        mass_bin[n] = int(math.floor(math.log(mass / m_low) / step))
+        common = m_ref / mass if pt_scaled else 1.0
+        i, j = bin_of(eta_edges, eta_plus[n]), bin_of(eta_edges, eta_minus[n])
+        k, m = bin_of(pt_edges, p * common), bin_of(pt_edges, q * common)
+        if min(i, j, k, m) < 0 or mass_bin[n] >= n_mass:
+            continue
+        number[n] = ((i * n_eta + j) * n_pt + k) * n_pt + m
+        f_plus, f_minus = mass_factors(p, eta_plus[n], q, eta_minus[n], mass, mu)
+        values[n, 0], values[n, 1], values[n, 2], values[n, 3] = 1.0 / p, 1.0 / q, p, q
+        values[n, 4], values[n, 5] = f_plus, f_minus
+        gen_bin[n] = -1
+        if gen_mass.size and gen_mass[n] > 0.0:
+            g = int(math.floor(math.log(gen_mass[n] / m_ref) / step + 0.5)) - gen_first
+            if 0 <= g < n_gen:
+                gen_bin[n] = g
+
+
+@kernel
+def _accumulate(
+    number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats, weights: Floats, row_of: Ints, units: Floats,
+    weight_unit: float, counts: Ints, variances: Ints, generator: Ints, sums: Ints,
+) -> None:  # fmt: skip
+    """Add every located pair to its row. Without weights, ``variances`` is empty and counts are plain counts."""
+    weighted = weights.size > 0
+    for n in range(number.size):
+        if number[n] < 0:
+            continue
+        row = row_of[number[n]]
+        w = weights[n] if weighted else 1.0
+        if weighted:
+            counts[row, mass_bin[n]] += int(round(w * weight_unit))
+            variances[row, mass_bin[n]] += int(round(w * w * weight_unit))
+        else:
+            counts[row, mass_bin[n]] += 1
+        if gen_bin[n] >= 0:
+            generator[row, gen_bin[n]] += int(round(w * weight_unit)) if weighted else 1
+        for c in range(6):
+            sums[row, c] += int(round(w * values[n, c] * units[c]))
+        sums[row, 6] += int(round(w * units[6]))
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """A histogram in integers: addition is exact, in any order."""
+
+    bins: Ints
+    counts: Ints
+    variances: Ints
+    generator: Ints
+    sums: Ints
+    n_outside: int
+
+    def __add__(self, other: "_Partial") -> "_Partial":
+        bins = np.union1d(self.bins, other.bins)
+        rows = np.searchsorted(bins, self.bins), np.searchsorted(bins, other.bins)
+
+        def together(name: str) -> Ints:
+            a, b = getattr(self, name), getattr(other, name)
+            total = np.zeros((len(bins), a.shape[1]), dtype=np.int64)
+            total[rows[0]] = a
+            total[rows[1]] += b
+            return total
+
+        names = ("counts", "variances", "generator", "sums")
+        return _Partial(bins, *(together(name) for name in names), self.n_outside + other.n_outside)
+
+
+def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_generator: bool) -> _Partial:
+    n = len(events)
+    first, last = binning.generator_range
+    n_gen = last - first + 1 if with_generator else 0
+    number, mass_bin, gen_bin = (np.empty(n, dtype=np.int64) for _ in range(3))
+    values = np.empty((n, 6))
+    gen_mass = events.gen_mass if with_generator else None
+    plus, minus = events.plus, events.minus
+    _locate(
+        plus.pt, plus.eta, plus.phi, minus.pt, minus.eta, minus.phi,
+        np.empty(0) if gen_mass is None else gen_mass, np.asarray(binning.eta_edges), np.asarray(binning.pt_edges),
+        binning.pt_scaled, binning.mass_window[0], binning.mass_reference, binning.log_step, binning.mass_bins,
+        first, n_gen, MUON_MASS, number, mass_bin, gen_bin, values,
+    )  # fmt: skip
+    bins = np.unique(number)
+    bins = bins[bins >= 0]
+    row_of = np.full(binning.n_bins, -1, dtype=np.int64)
+    row_of[bins] = np.arange(len(bins))
+    shape = (len(bins), binning.mass_bins)
+    partial = _Partial(
+        bins,
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape if len(weights) else (len(bins), 0), dtype=np.int64),
+        np.zeros((len(bins), n_gen), dtype=np.int64),
+        np.zeros((len(bins), 7), dtype=np.int64),
+        int(np.count_nonzero(number < 0)),
+    )
+    _accumulate(
+        number, mass_bin, gen_bin, values, weights, row_of, _UNITS, _WEIGHT_UNIT,
+        partial.counts, partial.variances, partial.generator, partial.sums,
+    )  # fmt: skip
+    return partial
+
+
+def _checked(partial: _Partial) -> _Partial:
+    """All entries are sums of positive numbers: a negative one has overflowed."""
+    for table in (partial.counts, partial.generator, partial.sums, partial.variances):
+        if table.size and table.min() < 0:
+            raise OverflowError("histogram: an integer sum overflowed; fill fewer than 1e9 events at a time")
+    return partial
+
+
+def fill(
+    chunks: Iterable[DimuonEvents],
+    binning: Binning,
+    *,
+    weight: Callable[[DimuonEvents], Floats] | None = None,
+    cut_flow: Callable[[], CutFlow] = CutFlow,
+    threads: int | None = None,
+) -> MassHistogram:
+    """Fill all chunks; the mass is computed from both muons with the muon mass.
+
+    Parameters
+    ----------
+    chunks : selected events. The generator histogram is filled if the first chunk has generator-level muons.
+    weight : gives the weights (n_event,) >= 0 of a chunk; None counts events.
+    cut_flow : asked at the end for the cut flow to keep with the histogram.
+
+    Raises
+    ------
+    InputError : no event inside the binning, or a negative weight.
+    """
+    total: _Partial | None = None
+    with_generator: bool | None = None
+
+    def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
+        nonlocal with_generator
+        for events in chunks:
+            if with_generator is None:
+                with_generator = events.gen_plus is not None
+            yield events, with_generator
+
+    def work(item: tuple[DimuonEvents, bool]) -> _Partial:
+        events, generator = item
+        weights = np.empty(0) if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
+        if weights.size and not np.all((weights >= 0.0) & (weights < 1e4)):
+            raise InputError("weights must be between 0 and 1e4")
+        return _fill_chunk(events, weights, binning, generator)
+
+    for partial in in_order(work, prepared(), threads):
+        total = _checked(partial if total is None else total + partial)
+    if total is None or not len(total.bins):
+        raise InputError("no event inside the binning and the mass window: check units, mass_window and edges")
+    weighted = weight is not None
+    means = total.sums[:, :6] / _UNITS[:6] / (total.sums[:, 6:] / _UNITS[6])
+    unit = _WEIGHT_UNIT if weighted else 1
+    return MassHistogram(
+        binning=binning,
+        bins=total.bins,
+        counts=total.counts / unit if weighted else total.counts,
+        mean_k=means[:, 0:2],
+        mean_pt=means[:, 2:4],
+        mean_f=means[:, 4:6],
+        generator=(total.generator / unit if weighted else total.generator) if with_generator else None,
+        variances=total.variances / unit if weighted else None,
+        n_outside=total.n_outside,
+        cut_flow=cut_flow(),
+    )
+
+
+def as_hist(histogram: MassHistogram, *, keep: tuple[str, ...] = ("mass",)):  # type: ignore[no-untyped-def]
+    """A `hist.Hist` of the axes in ``keep`` (of eta_plus, eta_minus, pt_plus, pt_minus, mass), summed over the others.
+
+    The full 5D histogram would be almost empty, so choose the axes that are looked at.
+    """
+    import hist
+
+    b = histogram.binning
+    names = ("eta_plus", "eta_minus", "pt_plus", "pt_minus", "mass")
+    unknown = set(keep) - set(names)
+    if unknown:
+        raise InputError(f"unknown axis {sorted(unknown)[0]!r}: known are {', '.join(names)}")
+    edges = dict(zip(names, (b.eta_edges, b.eta_edges, b.pt_edges, b.pt_edges, b.mass_edges), strict=True))
+    rows, mass = np.nonzero(histogram.counts)
+    index = dict(zip(names, (*b.unravel(histogram.bins[rows]), mass), strict=True))
+    shape = tuple(len(edges[name]) - 1 for name in keep)
+    flat = np.ravel_multi_index(tuple(index[name] for name in keep), shape)
+    size = math.prod(shape)
+    counts = np.bincount(flat, histogram.counts[rows, mass], size).reshape(shape)
+    variances = histogram.counts if histogram.variances is None else histogram.variances
+    squares = np.bincount(flat, variances[rows, mass], size).reshape(shape)
+    axes = [hist.axis.Variable(edges[name], name=name, flow=False) for name in keep]
+    out = hist.Hist(*axes, storage=hist.storage.Weight())
+    out.view().value, out.view().variance = counts, squares
+    return out

@@ -1,0 +1,368 @@
+r"""Binned Poisson likelihood of a signal and a background in every bin at once: Fisher scoring, analytic derivatives.
+
+With n events in a window the extended likelihood has its maximum at a total yield of n, so what is left to fit is
+
+.. math:: -\ln L = -\sum_i n_i \ln p_i(\theta) + \tfrac12 (\tau/\sigma_\tau)^2, \qquad
+   p_i = (1-b)\,S_i/S + b\,B_i , \qquad \theta = (\ln s, \ln w, b, \tau)
+
+(s scale, w relative width, b background fraction, tau background slope with a weak prior). A step solves
+:math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information; parameters that push against a
+bound are frozen for that step. The covariance is the inverse of the observed Hessian, by central differences of the
+analytic gradient.
+
+Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
+"""
+
+import math
+from enum import IntEnum
+
+import numpy as np
+
+from musclecal.compiled import in_order, kernel
+from musclecal.fits.shapes import SignalModel
+from musclecal.fits.shapes.cumulative import background_cdf, signal_cdf
+from musclecal.records import BinFits, Floats, Ints
+
+__all__ = ["BACKGROUNDS", "PARAMETER_NAMES", "FitStatus", "expected_counts", "fit_bins"]
+
+PARAMETER_NAMES = ("scale", "width", "background_fraction", "background_slope")
+BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
+
+_BLOCK = 64
+_MAX_ITERATIONS = 200
+_EDM_GOAL = 1e-7
+
+
+class FitStatus(IntEnum):
+    """How the fit of one bin ended."""
+
+    GOOD = 0
+    NO_EVENTS = 1
+    NOT_CONVERGED = 2
+    HESSIAN_NOT_POSITIVE = 3
+    AT_LIMIT = 4
+    """Scale or width ran to the end of what is sensible."""
+
+
+@kernel
+def _probabilities(
+    form: int, low: float, step: float, reference: float, origin: float, spacing: float, table: Floats,
+    background: int, theta: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
+) -> None:  # fmt: skip
+    """p_i and dp_i/dtheta (4, n_mass) of one bin."""
+    signal_cdf(form, low, step, reference, math.exp(theta[0]), math.exp(theta[1]), origin, spacing, table,
+               cdf[0], cdf[1], cdf[2], lines)  # fmt: skip
+    n = p.size
+    total = cdf[0, n] - cdf[0, 0]
+    d_scale = (cdf[1, n] - cdf[1, 0]) / total
+    d_width = (cdf[2, n] - cdf[2, 0]) / total
+    b = theta[2] if background > 0 else 0.0
+    if background > 0:
+        background_cdf(background, low, step, theta[3], cdf[3], cdf[4])
+    for i in range(n):
+        s = (cdf[0, i + 1] - cdf[0, i]) / total
+        q = cdf[3, i + 1] - cdf[3, i] if background > 0 else 0.0
+        p[i] = (1.0 - b) * s + b * q
+        dp[0, i] = (1.0 - b) * ((cdf[1, i + 1] - cdf[1, i]) / total - s * d_scale)
+        dp[1, i] = (1.0 - b) * ((cdf[2, i + 1] - cdf[2, i]) / total - s * d_width)
+        dp[2, i] = q - s
+        dp[3, i] = b * (cdf[4, i + 1] - cdf[4, i]) if background > 0 else 0.0
+
+
+@kernel
+def _cost(counts: Floats, p: Floats, slope: float, prior: float, floor: float) -> float:
+    cost = 0.5 * (slope / prior) ** 2
+    for i in range(counts.size):
+        if counts[i] > 0.0:
+            cost -= counts[i] * math.log(max(p[i], floor))
+    return cost
+
+
+@kernel
+def _gradient(counts: Floats, p: Floats, dp: Floats, slope: float, prior: float, floor: float, out: Floats) -> None:
+    for a in range(4):
+        out[a] = 0.0
+        for i in range(counts.size):
+            if counts[i] > 0.0:
+                out[a] -= counts[i] * dp[a, i] / max(p[i], floor)
+    out[3] += slope / (prior * prior)
+
+
+@kernel
+def _information(events: float, p: Floats, dp: Floats, prior: float, floor: float, out: Floats) -> None:
+    for a in range(4):
+        for b in range(a + 1):
+            total = 0.0
+            for i in range(p.size):
+                total += dp[a, i] * dp[b, i] / max(p[i], floor)
+            out[a, b] = out[b, a] = events * total
+    out[3, 3] += 1.0 / (prior * prior)
+
+
+@kernel
+def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, out: Floats) -> bool:
+    """Solve (matrix + damping diag) out = right over the free parameters by Cholesky; frozen ones give 0."""
+    lower = np.zeros((4, 4))
+    for a in range(4):
+        out[a] = 0.0
+    for a in range(4):
+        if not free[a]:
+            continue
+        for b in range(a + 1):
+            if not free[b]:
+                continue
+            total = matrix[a, b] * (1.0 + damping if a == b else 1.0)
+            for c in range(b):
+                total -= lower[a, c] * lower[b, c]
+            if a == b:
+                if not total > 0.0:
+                    return False
+                lower[a, a] = math.sqrt(total)
+            else:
+                lower[a, b] = total / lower[b, b]
+    for a in range(4):
+        if free[a]:
+            total = right[a]
+            for c in range(a):
+                total -= lower[a, c] * out[c]
+            out[a] = total / lower[a, a]
+    for a in range(3, -1, -1):
+        if free[a]:
+            total = out[a]
+            for c in range(a + 1, 4):
+                if free[c]:
+                    total -= lower[c, a] * out[c]
+            out[a] = total / lower[a, a]
+    return True
+
+
+@kernel
+def _fit_one(
+    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
+    table: Floats, background: int, prior: float, bounds: Floats, max_iterations: int, goal: float, floor: float,
+    theta: Floats, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
+) -> tuple[int, float, int]:  # fmt: skip
+    """Fit one bin from ``theta``, which becomes the result. Gives status, edm, iterations."""
+    events = counts.sum()
+    gradient, delta, trial = np.empty(4), np.empty(4), np.empty(4)
+    matrix = np.empty((4, 4))
+    free = np.ones(4, dtype=np.int64)
+    damping = 1e-3
+    edm = math.inf
+    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
+    cost = _cost(counts, p, theta[3], prior, floor)
+    iteration = 0
+    while iteration < max_iterations:
+        iteration += 1
+        _gradient(counts, p, dp, theta[3], prior, floor, gradient)
+        _information(events, p, dp, prior, floor, matrix)
+        for a in range(4):
+            floats = a < 2 or (background > 0 and (a == 2 or theta[2] > 0.0))
+            at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
+            at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
+            free[a] = 1 if floats and not at_low and not at_high else 0
+        if not _solve(matrix, gradient, free, 0.0, delta):
+            if not _solve(matrix, gradient, free, 1e-2, delta):
+                return 2, edm, iteration
+        edm = 0.5 * (gradient * delta).sum()
+        if edm < goal:
+            break
+        accepted = False
+        for _ in range(30):
+            _solve(matrix, gradient, free, damping, delta)
+            for a in range(4):
+                limit = 0.7 if a != 2 else 0.25
+                if a == 0:
+                    limit = 2.0 * math.exp(theta[1])
+                move = min(max(-delta[a], -limit), limit)
+                trial[a] = min(max(theta[a] + move, bounds[a, 0]), bounds[a, 1])
+            _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+            trial_cost = _cost(counts, p, trial[3], prior, floor)
+            if trial_cost <= cost + 1e-9:
+                accepted = True
+                damping = max(0.1 * damping, 1e-9)
+                break
+            damping = max(10.0 * damping, 1e-6)
+        if not accepted:
+            _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
+            if edm < 1e3 * goal:
+                break
+            return 2, edm, iteration
+        cost = trial_cost
+        for a in range(4):
+            theta[a] = trial[a]
+    if edm >= 1e3 * goal:
+        return 2, edm, iteration
+    if not free[0] or not free[1]:
+        return 4, edm, iteration
+    # Observed Hessian: central differences of the gradient, steps of a hundredth of an expected error.
+    hessian = np.zeros((4, 4))
+    up = np.empty(4)
+    for a in range(4):
+        if not free[a]:
+            continue
+        h = 0.01 / math.sqrt(matrix[a, a])
+        if a == 2:
+            h = min(h, 0.5 * theta[2])
+        for b in range(4):
+            trial[b] = theta[b]
+        trial[a] = theta[a] + h
+        _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+        _gradient(counts, p, dp, trial[3], prior, floor, up)
+        trial[a] = theta[a] - h
+        _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+        _gradient(counts, p, dp, trial[3], prior, floor, gradient)
+        for b in range(4):
+            hessian[a, b] = (up[b] - gradient[b]) / (2.0 * h)
+    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
+    for a in range(4):
+        for b in range(a):
+            hessian[a, b] = hessian[b, a] = 0.5 * (hessian[a, b] + hessian[b, a])
+    for a in range(4):
+        for b in range(4):
+            up[b] = 1.0 if a == b else 0.0
+        if not free[a]:
+            continue
+        if not _solve(hessian, up, free, 0.0, delta):
+            return 3, edm, iteration
+        for b in range(4):
+            covariance[a, b] = delta[b]
+    return 0, edm, iteration
+
+
+@kernel
+def _fit_block(
+    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
+    tables: Floats, table_of: Ints, background: int, prior: float, bounds: Floats, starts: Floats,
+    max_iterations: int, goal: float, floor: float, theta: Floats, covariance: Floats, status: Ints, edm: Floats,
+    chi2: Floats, iterations: Ints,
+) -> None:  # fmt: skip
+    n_mass = counts.shape[1]
+    p, dp = np.empty(n_mass), np.empty((4, n_mass))
+    cdf = np.zeros((5, n_mass + 1))
+    lines = np.empty((3, n_mass + tables.shape[1] + 1))
+    for n in range(counts.shape[0]):
+        events = counts[n].sum()
+        status[n] = 1
+        if not events > 0.0:
+            continue
+        table = tables[table_of[n]]
+        for attempt in range(starts.shape[1]):
+            theta[n] = starts[n, attempt]
+            covariance[n] = 0.0
+            status[n], edm[n], iterations[n] = _fit_one(
+                counts[n], form, low, step, reference, origin, spacing, table, background, prior, bounds,
+                max_iterations, goal, floor, theta[n], covariance[n], p, dp, cdf, lines,
+            )  # fmt: skip
+            if status[n] == 0:
+                break
+        chi2[n] = 0.0
+        for i in range(n_mass):
+            expected = events * max(p[i], floor)
+            chi2[n] += (counts[n, i] - expected) ** 2 / expected
+
+
+def _starts(start: Floats, background: int) -> Floats:
+    """(n_bin, n_attempt, 4) starting points: the given one, then narrower, wider, and other background fractions."""
+    fractions = (None, 0.02, 0.4, 0.1) if background else (None, None, None, None)
+    attempts = []
+    for log_width, fraction in zip((0.0, -0.4, 0.4, 0.0), fractions, strict=True):
+        attempt = start.copy()
+        attempt[:, 1] += log_width
+        if fraction is not None:
+            attempt[:, 2] = fraction
+        attempts.append(attempt)
+    return np.stack(attempts, axis=1)
+
+
+def fit_bins(
+    counts: Floats,
+    model: SignalModel,
+    background: str,
+    *,
+    start: Floats | None = None,
+    slope_prior: float = 2.0,
+    threads: int | None = None,
+) -> BinFits:
+    """Fit every row of ``counts``.
+
+    Parameters
+    ----------
+    counts : (n_bin, n_mass) events per mass bin.
+    model : the signal and the mass axis; its table of each row.
+    background : a key of `BACKGROUNDS`.
+    start : (n_bin, 4) scale, width, background fraction, slope; by default 1, the model's start width, 0.1, 0.
+    slope_prior : standard deviation of the Gaussian prior on the slope across the window.
+
+    Returns
+    -------
+    BinFits : parameters as in `PARAMETER_NAMES`; the slope is per window width.
+    """
+    counts = np.ascontiguousarray(counts, dtype=np.float64)
+    n_bin, n_mass = counts.shape
+    kind = BACKGROUNDS[background]
+    if start is None:
+        start = np.tile([1.0, model.start_width, 0.1, 0.0], (n_bin, 1))
+    start = np.array(start, dtype=np.float64)
+    start[:, 0:2] = np.log(start[:, 0:2])
+    start[:, 2] = np.clip(start[:, 2], 1e-4, 0.9) if kind else 0.0
+    if not kind:
+        start[:, 3] = 0.0
+    starts = _starts(start, kind)
+    slope_bound = 1.0 if kind == BACKGROUNDS["linear"] else 30.0
+    bounds = np.array([[-0.1, 0.1], [math.log(1e-4), math.log(0.3)], [0.0, 0.995], [-slope_bound, slope_bound]])
+    theta, covariance = np.full((n_bin, 4), np.nan), np.zeros((n_bin, 4, 4))
+    status, iterations = np.ones(n_bin, dtype=np.int64), np.zeros(n_bin, dtype=np.int64)
+    edm, chi2 = np.full(n_bin, np.nan), np.full(n_bin, np.nan)
+
+    def work(rows: slice) -> None:
+        _fit_block(
+            counts[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
+            model.tables, model.table_of[rows], kind, slope_prior, bounds, starts[rows], _MAX_ITERATIONS, _EDM_GOAL,
+            1e-12, theta[rows], covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows],
+        )  # fmt: skip
+
+    for _ in in_order(work, [slice(n, n + _BLOCK) for n in range(0, n_bin, _BLOCK)], threads):
+        pass
+    return _as_record(counts, theta, covariance, status, edm, chi2, iterations, kind)
+
+
+def _as_record(
+    counts: Floats, theta: Floats, covariance: Floats, status: Ints, edm: Floats, chi2: Floats, iterations: Ints,
+    kind: int,
+) -> BinFits:  # fmt: skip
+    parameters = theta.copy()
+    parameters[:, 0:2] = np.exp(theta[:, 0:2])
+    jacobian = np.ones_like(theta)
+    jacobian[:, 0:2] = parameters[:, 0:2]
+    n_free = np.count_nonzero(np.diagonal(covariance, axis1=1, axis2=2) > 0.0, axis=1)
+    events = counts.sum(axis=1)
+    return BinFits(
+        parameter_names=PARAMETER_NAMES,
+        parameters=parameters,
+        covariance=covariance * jacobian[:, :, None] * jacobian[:, None, :],
+        status=status,
+        edm=edm,
+        chi2=chi2,
+        ndf=counts.shape[1] - 1 - n_free,
+        n_events=events,
+        n_signal=events * (1.0 - (parameters[:, 2] if kind else 0.0)),
+        iterations=iterations,
+    )
+
+
+def expected_counts(fits: BinFits, model: SignalModel, background: str, row: int) -> tuple[Floats, Floats]:
+    """(total, background) expected counts (n_mass,) of one fitted row, for plots and toys."""
+    kind = BACKGROUNDS[background]
+    theta = fits.parameters[row].copy()
+    theta[0:2] = np.log(theta[0:2])
+    n_mass = model.n_mass
+    p, dp, cdf = np.empty(n_mass), np.empty((4, n_mass)), np.zeros((5, n_mass + 1))
+    lines = np.empty((3, n_mass + model.tables.shape[1] + 1))
+    _probabilities(
+        model.form, model.low, model.step, model.reference, model.origin, model.spacing,
+        model.tables[model.table_of[row]], kind, theta, p, dp, cdf, lines,
+    )  # fmt: skip
+    events = fits.n_events[row]
+    background_counts = events * theta[2] * np.diff(cdf[3]) if kind else np.zeros(n_mass)
+    return events * p, background_counts

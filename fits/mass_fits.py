@@ -1,0 +1,148 @@
+"""Fit the masses of all 4D bins, in data and in simulation, with the same model: the scale is the ratio of the two.
+
+The two fits are kept symmetric. An exponential that floats only in the data eats part of the FSR tail there and shifts
+the ratio by 1e-5; so background of the size and slope fitted in the data is added to the simulation of the bin, and
+the simulation is fitted with the floating background as well.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from musclecal.errors import InputError
+from musclecal.fits.likelihood import BACKGROUNDS, expected_counts, fit_bins
+from musclecal.fits.shapes import (
+    MODEL_NAMES,
+    SignalModel,
+    breit_wigner,
+    crystal_ball,
+    gaussian,
+    generator_template,
+    simulation_shape,
+)
+from musclecal.fits.shapes.cumulative import background_cdf
+from musclecal.records import BinFits, Floats, Ints, MassFits, MassHistogram
+from musclecal.resonances import Resonance
+
+__all__ = ["MassModel", "fit_masses", "signal_model"]
+
+
+@dataclass(frozen=True)
+class MassModel:
+    """How masses are fitted.
+
+    Attributes
+    ----------
+    signal : one of `musclecal.fits.shapes.MODEL_NAMES`. background : none, exponential or linear.
+    min_events : a 4D bin with fewer in data or in simulation is not fitted.
+    class_events : simulated events pooled in one class of the simulation shape.
+    """
+
+    signal: str = "simulation-shape"
+    background: str = "exponential"
+    min_events: int = 50
+    class_events: float = 20_000.0
+
+    def __post_init__(self) -> None:
+        if self.signal not in MODEL_NAMES:
+            raise InputError(f"model: unknown {self.signal!r}; known are {', '.join(MODEL_NAMES)}")
+        if self.background not in BACKGROUNDS:
+            raise InputError(f"background: unknown {self.background!r}; known are {', '.join(BACKGROUNDS)}")
+        if self.min_events < 1:
+            raise InputError(f"min_events: must be positive, got {self.min_events}")
+
+
+def _common_rows(data: MassHistogram, simulation: MassHistogram, min_events: int) -> tuple[Ints, Ints]:
+    """Rows of the two histograms for the bins with enough events in both."""
+    if data.binning != simulation.binning:
+        raise InputError("data and simulation were filled with different binnings: fill both again")
+    _, in_data, in_simulation = np.intersect1d(data.bins, simulation.bins, return_indices=True)
+    enough = (data.counts[in_data].sum(axis=1) >= min_events) & (
+        simulation.counts[in_simulation].sum(axis=1) >= min_events
+    )
+    if not np.any(enough):
+        raise InputError(f"no 4D bin has {min_events} events in data and simulation: use fewer bins (pt_edges, eta_bins)")
+    return in_data[enough], in_simulation[enough]
+
+
+def signal_model(model: MassModel, simulation: MassHistogram, rows: Ints, resonance: Resonance) -> SignalModel:
+    """The signal of bins ``rows`` of the simulation."""
+    binning = simulation.binning
+    if model.signal == "generator-template":
+        return generator_template(simulation, rows)
+    if model.signal == "crystal-ball":
+        return crystal_ball(binning, len(rows))
+    if model.signal == "breit-wigner":
+        return breit_wigner(binning, len(rows), resonance.line.width)
+    start = gaussian(binning, len(rows))
+    if model.signal == "gaussian":
+        return start
+    return _pooled_shape(start, model, simulation, rows)
+
+
+def _pooled_shape(start: SignalModel, model: MassModel, simulation: MassHistogram, rows: Ints) -> SignalModel:
+    """Three rounds of fitting the simulation and pooling its masses in units of the fitted width."""
+    counts, bins = np.asarray(simulation.counts[rows], dtype=np.float64), simulation.bins[rows]
+    shape = start
+    for _ in range(3):
+        fits = fit_bins(counts, shape, "none")
+        good = fits.converged
+        if np.count_nonzero(good) < 0.5 * len(good):
+            raise InputError("model simulation-shape: fits to the simulation fail; check mass_window and resonance")
+        scale = np.where(good, fits.scale, np.median(fits.scale[good]))
+        width = np.where(good, fits.width, np.median(fits.width[good]))
+        shape = simulation_shape(counts, scale, width, bins, simulation.binning, model.class_events)
+    return shape
+
+
+def _with_background(counts: Floats, model: SignalModel, fits: BinFits, kind: str) -> Floats:
+    """Simulated counts plus background of the fraction and slope fitted in the data."""
+    total = counts.copy()
+    cdf, d_slope = np.empty(model.n_mass + 1), np.empty(model.n_mass + 1)
+    for row in np.flatnonzero(fits.converged):
+        fraction, slope = fits.parameters[row, 2], fits.parameters[row, 3]
+        background_cdf(BACKGROUNDS[kind], model.low, model.step, slope, cdf, d_slope)
+        total[row] += counts[row].sum() * fraction / (1.0 - fraction) * np.diff(cdf)
+    return total
+
+
+def fit_masses(
+    data: MassHistogram, simulation: MassHistogram, resonance: Resonance, model: MassModel | None = None
+) -> MassFits:
+    """Mass scale, width, background and their covariance of every 4D bin, for data and simulation.
+
+    Raises
+    ------
+    InputError : different binnings, no bin with enough events, a model that needs generator-level masses.
+    """
+    model = model or MassModel()
+    in_data, in_simulation = _common_rows(data, simulation, model.min_events)
+    counts = np.asarray(data.counts[in_data], dtype=np.float64)
+    simulated = np.asarray(simulation.counts[in_simulation], dtype=np.float64)
+    signal = signal_model(model, simulation, in_simulation, resonance)
+    reference = fit_bins(simulated, signal, "none")
+    start = np.where(reference.converged[:, None], reference.parameters, [1.0, signal.start_width, 0.0, 0.0])
+    start[:, 2] = 0.1
+    fitted = fit_bins(counts, signal, model.background, start=start)
+    if model.background != "none":
+        simulated = _with_background(simulated, signal, fitted, model.background)
+        start = np.where(fitted.converged[:, None], fitted.parameters, start)
+        reference = fit_bins(simulated, signal, model.background, start=start)
+    return MassFits(
+        binning=data.binning,
+        resonance=resonance.name,
+        model=model.signal,
+        background=model.background,
+        bins=data.bins[in_data],
+        data=fitted,
+        reference=reference,
+        mean_k=data.mean_k[in_data],
+        mean_pt=data.mean_pt[in_data],
+        mean_f=data.mean_f[in_data],
+        events_selected=data.n_events,
+        events_fitted=float(counts.sum()),
+        min_events=model.min_events,
+    )
+
+
+__all__ += ["expected_counts"]

@@ -1,0 +1,143 @@
+"""The named axes of a 4D mass histogram, and the only maker of 4D bin numbers.
+
+A 4D bin is (i, j, k, l) = (eta bin of mu+, eta bin of mu-, pT bin of mu+, pT bin of mu-), numbered
+((i n_eta + j) n_pt + k) n_pt + l. The mass axis is uniform in ln m, so that a mass scale is a shift; the
+generator-level axis has the same step and one bin centred on the resonance mass.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from musclecal.compiled import kernel
+from musclecal.errors import InputError
+
+__all__ = ["Binning", "bin_of", "equal_eta_edges"]
+
+
+@kernel
+def bin_of(edges: NDArray[np.float64], x: float) -> int:
+    """Number of the bin [edges[i], edges[i+1]) that holds ``x``; -1 outside and for nan."""
+    if not (edges[0] <= x < edges[-1]):
+        return -1
+    low, high = 0, edges.size - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if x >= edges[middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def equal_eta_edges(n_bins: int, eta_max: float) -> tuple[float, ...]:
+    """Edges of ``n_bins`` equal bins of -eta_max < eta < eta_max, rounded to 12 digits."""
+    return tuple(float(x) for x in np.round(np.linspace(-eta_max, eta_max, n_bins + 1), 12))
+
+
+def _checked(edges: ArrayLike, axis: str) -> tuple[float, ...]:
+    values = np.asarray(edges, dtype=np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise InputError(f"{axis}: need at least two edges, got {values.tolist()}")
+    if not np.all(np.isfinite(values)) or np.any(np.diff(values) <= 0.0):
+        raise InputError(f"{axis}: edges must be finite and increasing, got {values.tolist()}")
+    return tuple(float(x) for x in values)
+
+
+@dataclass(frozen=True)
+class Binning:
+    """Axes of a 4D mass histogram.
+
+    Parameters
+    ----------
+    eta_edges : (n_eta + 1,), any increasing values.
+    pt_edges : (n_pt + 1,), GeV, the same for both charges.
+    mass_window : (low, high), GeV.
+    mass_bins : number of mass bins, uniform in ln m.
+    mass_reference : mass of the resonance, GeV.
+    pt_scaled : the pT axes hold pT mass_reference/m.
+
+    Raises
+    ------
+    InputError : edges not increasing, a window that does not contain the resonance, no bins.
+    """
+
+    eta_edges: tuple[float, ...]
+    pt_edges: tuple[float, ...]
+    mass_window: tuple[float, float]
+    mass_bins: int
+    mass_reference: float
+    pt_scaled: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta_edges", _checked(self.eta_edges, "eta_edges"))
+        object.__setattr__(self, "pt_edges", _checked(self.pt_edges, "pt_edges"))
+        low, high = _checked(self.mass_window, "mass_window")
+        object.__setattr__(self, "mass_window", (low, high))
+        if self.pt_edges[0] <= 0.0:
+            raise InputError(f"pt_edges: must be positive, got {self.pt_edges[0]}")
+        if self.mass_bins < 4:
+            raise InputError(f"mass_bins: need at least 4, got {self.mass_bins}")
+        if not low < self.mass_reference < high:
+            raise InputError(f"mass_window: {low} to {high} GeV does not contain {self.mass_reference} GeV")
+
+    @property
+    def n_eta(self) -> int:
+        """Number of eta bins."""
+        return len(self.eta_edges) - 1
+
+    @property
+    def n_pt(self) -> int:
+        """Number of pT bins."""
+        return len(self.pt_edges) - 1
+
+    @property
+    def n_bins(self) -> int:
+        """Number of 4D bins, occupied or not."""
+        return (self.n_eta * self.n_pt) ** 2
+
+    @property
+    def log_step(self) -> float:
+        """Width of the mass bins in ln m."""
+        low, high = self.mass_window
+        return math.log(high / low) / self.mass_bins
+
+    @cached_property
+    def mass_edges(self) -> NDArray[np.float64]:
+        """(mass_bins + 1,), GeV."""
+        low, _ = self.mass_window
+        return low * np.exp(self.log_step * np.arange(self.mass_bins + 1))
+
+    @cached_property
+    def generator_range(self) -> tuple[int, int]:
+        """First and last number j of the generator-level mass bins: bin j is centred on m_ref exp(j log_step).
+
+        It reaches 12 % below and above the window, more than six resolutions.
+        """
+        low, high = self.mass_window
+        first = math.floor(math.log(0.88 * low / self.mass_reference) / self.log_step)
+        last = math.ceil(math.log(1.12 * high / self.mass_reference) / self.log_step)
+        return first, last
+
+    @cached_property
+    def generator_masses(self) -> NDArray[np.float64]:
+        """(n_gen,), GeV: centres in ln m of the generator-level mass bins."""
+        first, last = self.generator_range
+        return self.mass_reference * np.exp(self.log_step * np.arange(first, last + 1))
+
+    def unravel(self, bins: ArrayLike) -> tuple[NDArray[np.int64], ...]:
+        """(eta bin +, eta bin -, pT bin +, pT bin -) of 4D bin numbers."""
+        shape = (self.n_eta, self.n_eta, self.n_pt, self.n_pt)
+        return tuple(np.asarray(axis, dtype=np.int64) for axis in np.unravel_index(np.asarray(bins), shape))
+
+    def describe(self, number: int) -> str:
+        """A 4D bin in words, for messages and figure titles."""
+        i, j, k, m = (int(x) for x in self.unravel(number))
+        eta, pt = self.eta_edges, self.pt_edges
+        return (
+            f"{eta[i]:g} < eta+ < {eta[i + 1]:g}, {eta[j]:g} < eta- < {eta[j + 1]:g}, "
+            f"{pt[k]:g} < pT+ < {pt[k + 1]:g}, {pt[m]:g} < pT- < {pt[m + 1]:g} GeV"
+        )

@@ -1,0 +1,90 @@
+"""The one place that says how kernels are compiled, cached and run on several threads.
+
+Kernels release the interpreter lock and are run over blocks by a thread pool: the blocks are fixed by the
+problem, never by the number of threads, so a result does not depend on how many there are.
+
+Not for: anything numerical.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+__all__ = ["cache_directory", "in_order", "kernel", "n_threads"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@cache
+def cache_directory() -> Path:
+    """Folder of the compiled kernels, named by a hash of every source file of the package.
+
+    Numba looks only at the file of a kernel itself: a changed constant or callee in another file would leave
+    stale machine code behind. A changed source gives another folder, so nothing can be stale.
+    ``MUSCLECAL_CACHE_DIR`` chooses where these folders are kept.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for folder in (package, package / "geometry", package / "fits", package / "validation"):
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(source.relative_to(package).as_posix().encode())
+            digest.update(source.read_bytes())
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "musclecal"
+    return Path(os.environ.get("MUSCLECAL_CACHE_DIR", default)) / digest.hexdigest()[:16]
+
+
+def kernel(function: _F) -> _F:
+    """Compile ``function`` with the options of this house: nopython, no interpreter lock, cached, IEEE arithmetic.
+
+    Division by zero gives inf or nan as in numpy. A folder that cannot be written means compiling anew.
+    """
+    if numba.config.DISABLE_JIT:
+        return function
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    before = numba.config.CACHE_DIR
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        numba.config.CACHE_DIR = str(cache_directory())
+        compiled: _F = numba.njit(cache=True, **options)(function)
+    except (OSError, RuntimeError):
+        compiled = numba.njit(**options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled
+
+
+def n_threads() -> int:
+    """Number of threads: ``MUSCLECAL_THREADS``, else the processors this process may use."""
+    return max(1, int(os.environ.get("MUSCLECAL_THREADS", 0)) or len(os.sched_getaffinity(0)))
+
+
+def in_order(work: Callable[[_T], _R], blocks: Iterable[_T], threads: int | None = None) -> Iterator[_R]:
+    """``work(block)`` for every block on a pool of threads; results come in the order of the blocks.
+
+    A few blocks ahead of the one asked for are under way at any time, so an endless ``blocks`` is fine: the
+    caller stops asking.
+    """
+    threads = n_threads() if threads is None else threads
+    if threads == 1:
+        yield from map(work, blocks)
+        return
+    waiting = iter(blocks)
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: list[Future[_R]] = [pool.submit(work, block) for block in islice(waiting, 2 * threads)]
+        try:
+            while under_way:
+                first = under_way.pop(0)
+                under_way += [pool.submit(work, block) for block in islice(waiting, 1)]
+                yield first.result()
+        finally:
+            for future in under_way:
+                future.cancel()

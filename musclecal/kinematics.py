@@ -1,0 +1,88 @@
+r"""Mass of a muon pair and how it depends on the momenta. Scalar kernels, called by the loops of other modules.
+
+For muons of transverse momenta :math:`p_{T\pm}` and momenta :math:`p_\pm = p_{T\pm}\cosh\eta_\pm`,
+
+.. math:: m^2 = 2\mu^2 + 2\,(E_+E_- - \vec p_+\cdot\vec p_-), \qquad E_\pm^2 = p_\pm^2 + \mu^2 .
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musclecal.compiled import kernel
+from musclecal.constants import MUON_MASS
+
+__all__ = ["from_cartesian", "mass_factors", "pair_mass", "pair_masses"]
+
+
+@kernel
+def pair_mass(pt1: float, eta1: float, phi1: float, pt2: float, eta2: float, phi2: float, mu: float) -> float:
+    """Mass in GeV of two particles of mass ``mu`` (GeV).
+
+    Written as m^2 = 2 mu^2 + 2 (E1 E2 - p1 p2) + 2 pT1 pT2 [cosh(d eta) - cos(d phi)], with
+    E1 E2 - p1 p2 = mu^2 (p1^2 + p2^2 + mu^2)/(E1 E2 + p1 p2): no difference of large numbers.
+    """
+    p1 = pt1 * math.cosh(eta1)
+    p2 = pt2 * math.cosh(eta2)
+    e1e2 = math.sqrt((p1 * p1 + mu * mu) * (p2 * p2 + mu * mu))
+    slow = mu * mu * (p1 * p1 + p2 * p2 + mu * mu) / (e1e2 + p1 * p2)
+    half_d_eta = math.sinh(0.5 * (eta1 - eta2))
+    half_d_phi = math.sin(0.5 * (phi1 - phi2))
+    opening = 2.0 * (half_d_eta * half_d_eta + half_d_phi * half_d_phi)
+    return math.sqrt(2.0 * (mu * mu + slow + pt1 * pt2 * opening))
+
+
+@kernel
+def mass_factors(
+    pt1: float, eta1: float, pt2: float, eta2: float, mass: float, mu: float
+) -> tuple[float, float]:
+    """d ln m^2 / d ln p of each muon at fixed angles: f1 = 1 - 2 mu^2 (1 + E2/E1)/m^2 and 1 <-> 2.
+
+    Source: physics.md section 2. 0.9953 for equal energies at the J/psi, 1 - 5e-6 at the Z.
+    """
+    p1 = pt1 * math.cosh(eta1)
+    p2 = pt2 * math.cosh(eta2)
+    e1 = math.sqrt(p1 * p1 + mu * mu)
+    e2 = math.sqrt(p2 * p2 + mu * mu)
+    share = 2.0 * mu * mu / (mass * mass)
+    return 1.0 - share * (1.0 + e2 / e1), 1.0 - share * (1.0 + e1 / e2)
+
+
+@kernel
+def _pair_masses(
+    pt1: NDArray[np.float64],
+    eta1: NDArray[np.float64],
+    phi1: NDArray[np.float64],
+    pt2: NDArray[np.float64],
+    eta2: NDArray[np.float64],
+    phi2: NDArray[np.float64],
+    mu: float,
+) -> NDArray[np.float64]:
+    mass = np.empty(pt1.size)
+    for n in range(pt1.size):
+        mass[n] = pair_mass(pt1[n], eta1[n], phi1[n], pt2[n], eta2[n], phi2[n], mu)
+    return mass
+
+
+def pair_masses(
+    pt1: NDArray[np.float64],
+    eta1: NDArray[np.float64],
+    phi1: NDArray[np.float64],
+    pt2: NDArray[np.float64],
+    eta2: NDArray[np.float64],
+    phi2: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Masses in GeV of muon pairs. Arrays (n,), pT in GeV, phi in rad."""
+    columns = [np.ascontiguousarray(c, dtype=np.float64) for c in (pt1, eta1, phi1, pt2, eta2, phi2)]
+    return _pair_masses(*columns, MUON_MASS)
+
+
+def from_cartesian(
+    px: NDArray[np.float64], py: NDArray[np.float64], pz: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(pt, eta, phi) of momenta (px, py, pz): pt in the unit given, eta = asinh(pz/pt), phi in (-pi, pi]."""
+    pt = np.hypot(px, py)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        eta = np.arcsinh(pz / pt)
+    return pt, eta, np.arctan2(py, px)

@@ -1,0 +1,129 @@
+"""NanoAOD files, TTree or RNTuple: any number of muons an event in jagged ``Muon_`` branches, and all their pairs.
+
+Generator muons: ``Muon_genPartIdx`` points to the status-1 particle that the muon was matched to. NanoAOD keeps
+status-1 muons as they leave the generator, that is after final-state radiation, which is what the mass models
+need. A match that is not a muon (|pdgId| 13) is no generator muon, and its pair is dropped and counted.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musclecal.columnar import Columns, ColumnType, Jagged, Table
+from musclecal.columns import charge_stem
+from musclecal.errors import InputError
+from musclecal.pairs import CandidatePairs, pair_indices
+from musclecal.records import Floats, Ints, Muons
+
+__all__ = ["EVENT_BRANCHES", "NanoLayout", "is_nanoaod"]
+
+MOMENTUM = ("Muon_pt", "Muon_eta", "Muon_phi")
+CHARGE = "Muon_charge"
+PT_ERROR = "Muon_ptErr"
+MATCH = "Muon_genPartIdx"
+PARTICLE = ("GenPart_pt", "GenPart_eta", "GenPart_phi")
+PARTICLE_ID = "GenPart_pdgId"
+EVENT_BRANCHES = {"run": "run", "lumi": "luminosityBlock", "event": "event"}
+MUON_PDG_ID = 13
+
+
+def is_nanoaod(table: Table) -> bool:
+    """Whether the file has NanoAOD's muons."""
+    return MOMENTUM[0] in table.names
+
+
+class NanoLayout:
+    """Pairs of a NanoAOD file; see `musclecal.columns.Layout`."""
+
+    momentum = MOMENTUM[0]
+
+    def __init__(self, table: Table, extra: Sequence[str] = (), generator: bool = True) -> None:
+        self._path = table.path
+        simulated = {MATCH, PARTICLE_ID, *PARTICLE} <= set(table.names)
+        self.generator = PARTICLE[0] if generator and simulated else None
+        self._has_error = PT_ERROR in table.names
+        self._identifiers = {key: name for key, name in EVENT_BRANCHES.items() if name in table.names}
+        self._extra = tuple(dict.fromkeys(_branch(table, name) for name in extra))
+        self.types = self._needed()
+        for name in self.types:
+            if name not in table.names:
+                raise InputError(f"{table.path}: no branch {name!r}: NanoAOD muons need {', '.join(MOMENTUM)}, {CHARGE}")
+
+    def _needed(self) -> dict[str, ColumnType]:
+        types: dict[str, ColumnType] = dict.fromkeys(self._extra, "any")
+        types |= dict.fromkeys((*MOMENTUM, CHARGE), "real")
+        types |= dict.fromkeys(self._identifiers.values(), "integer")
+        types |= {PT_ERROR: "real"} if self._has_error else {}
+        if self.generator:
+            types |= dict.fromkeys(PARTICLE, "real") | dict.fromkeys((MATCH, PARTICLE_ID), "integer")
+        return types
+
+    def pairs(self, chunk: Columns) -> CandidatePairs:
+        """All pairs of the muons of each event."""
+        counts = self._jagged(chunk, MOMENTUM[0]).counts
+        event, one, two = pair_indices(counts)
+        pt, eta, phi, charge = (self._of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
+        error = np.asarray(self._of_muons(chunk, PT_ERROR, counts), dtype=np.float64) if self._has_error else None
+        muons = Muons(*(np.asarray(column, dtype=np.float64) for column in (pt, eta, phi)), error)
+        charges = np.asarray(charge, dtype=np.float64)
+        generated = self._generated(chunk, counts) if self.generator else None
+        identifiers = {key: self._of_events(chunk, name)[event] for key, name in self._identifiers.items()}
+        jagged = {name for name in self._extra if isinstance(chunk[name], Jagged)}
+        per_muon = {name: self._of_muons(chunk, name, counts) for name in jagged}
+        return CandidatePairs(
+            muons.select(one),
+            muons.select(two),
+            charges[one],
+            charges[two],
+            None if generated is None else generated.select(one),
+            None if generated is None else generated.select(two),
+            **{key: np.asarray(ids, dtype=np.int64) for key, ids in identifiers.items()},
+            extra={name: self._of_events(chunk, name)[event] for name in self._extra if name not in jagged},
+            muon_extra={name: (column[one], column[two]) for name, column in per_muon.items()},
+        )
+
+    def _generated(self, chunk: Columns, counts: Ints) -> Muons:
+        """Generator muon of each measured one, nan where the match is not a muon."""
+        match = self._of_muons(chunk, MATCH, counts).astype(np.int64)
+        identity = self._jagged(chunk, PARTICLE_ID)
+        first = np.repeat(np.cumsum(identity.counts) - identity.counts, counts)
+        matched = (match >= 0) & (match < np.repeat(identity.counts, counts))
+        where = (first + match)[matched]
+        is_muon = np.abs(identity.values[where].astype(np.int64)) == MUON_PDG_ID
+        pt, eta, phi = (
+            _placed(self._jagged(chunk, name).values[where[is_muon]], matched, is_muon) for name in PARTICLE
+        )
+        return Muons(pt, eta, phi)
+
+    def _jagged(self, chunk: Columns, name: str) -> Jagged:
+        column = chunk[name]
+        if not isinstance(column, Jagged):
+            raise InputError(f"{self._path}: branch {name!r} holds one value an event: a list of muons is needed")
+        return column
+
+    def _of_muons(self, chunk: Columns, name: str, counts: Ints) -> NDArray[np.generic]:
+        column = self._jagged(chunk, name)
+        if not np.array_equal(column.counts, counts):
+            raise InputError(f"{self._path}: branch {name!r} does not have one value a muon")
+        return column.values
+
+    def _of_events(self, chunk: Columns, name: str) -> NDArray[np.generic]:
+        column = chunk[name]
+        if isinstance(column, Jagged):
+            raise InputError(f"{self._path}: branch {name!r} does not have one value an event")
+        return column
+
+
+def _branch(table: Table, name: str) -> str:
+    """The branch that gives the extra column ``name``, which may be asked for as ``name_plus`` or ``name_minus``."""
+    for candidate in (name, charge_stem(name)):
+        if candidate in table.names:
+            return str(candidate)
+    raise InputError(f"{table.path}: no branch {name!r}: check its spelling with a ROOT browser")
+
+
+def _placed(values: NDArray[np.generic], matched: NDArray[np.bool_], is_muon: NDArray[np.bool_]) -> Floats:
+    column = np.full(matched.size, np.nan)
+    column[np.flatnonzero(matched)[is_muon]] = values
+    return column
