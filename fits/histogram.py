@@ -5,7 +5,7 @@ same to the bit for any chunk size, number of threads and order of files.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,7 +154,7 @@ def fill(
     binning: Binning,
     *,
     weight: Callable[[DimuonEvents], Floats] | None = None,
-    cut_flow: Callable[[], CutFlow] = CutFlow,
+    cut_flows: Callable[[], Mapping[str, CutFlow]] = dict,
     threads: int | None = None,
 ) -> MassHistogram:
     """Fill all chunks; the mass is computed from both muons with the muon mass.
@@ -163,7 +163,7 @@ def fill(
     ----------
     chunks : selected events. The generator histogram is filled if the first chunk has generator-level muons.
     weight : gives the weights (n_event,) >= 0 of a chunk; None counts events.
-    cut_flow : asked at the end for the cut flow to keep with the histogram.
+    cut_flows : asked at the end for the cut flows to keep with the histogram.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def fill(
         generator=(total.generator / unit if weighted else total.generator) if with_generator else None,
         variances=total.variances / unit if weighted else None,
         n_outside=total.n_outside,
-        cut_flow=cut_flow(),
+        cut_flows=cut_flows(),
     )
 
 

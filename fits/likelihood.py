@@ -7,8 +7,10 @@ With n events in a window the extended likelihood has its maximum at a total yie
 
 (s scale, w relative width, b background fraction, tau background slope with a weak prior). A step solves
 :math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information; parameters that push against a
-bound are frozen for that step. The covariance is the inverse of the observed Hessian, by central differences of the
-analytic gradient.
+bound are frozen for that step. The covariance is the inverse of the observed Hessian H, by central differences of the
+analytic gradient; for counts whose variance is not their value (weighted simulation, background added without noise)
+it is :math:`H^{-1} J H^{-1}` with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance
+of n_i.
 
 Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
 """
@@ -137,6 +139,24 @@ def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, out: Float
 
 
 @kernel
+def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance: Floats) -> None:
+    """Replace the inverse Hessian H^-1 in ``covariance`` by H^-1 J H^-1."""
+    spread = np.zeros((4, 4))
+    for a in range(4):
+        for b in range(4):
+            for i in range(p.size):
+                spread[a, b] += variances[i] * dp[a, i] * dp[b, i] / max(p[i], floor) ** 2
+    inverse = covariance.copy()
+    for a in range(4):
+        for b in range(4):
+            total = 0.0
+            for c in range(4):
+                for d in range(4):
+                    total += inverse[a, c] * spread[c, d] * inverse[d, b]
+            covariance[a, b] = total
+
+
+@kernel
 def _fit_one(
     counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
     table: Floats, background: int, prior: float, bounds: Floats, max_iterations: int, goal: float, floor: float,
@@ -232,8 +252,8 @@ def _fit_one(
 
 @kernel
 def _fit_block(
-    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
-    tables: Floats, table_of: Ints, background: int, prior: float, bounds: Floats, starts: Floats,
+    counts: Floats, variances: Floats, form: int, low: float, step: float, reference: float, origin: float,
+    spacing: float, tables: Floats, table_of: Ints, background: int, prior: float, bounds: Floats, starts: Floats,
     max_iterations: int, goal: float, floor: float, theta: Floats, covariance: Floats, status: Ints, edm: Floats,
     chi2: Floats, iterations: Ints,
 ) -> None:  # fmt: skip
@@ -256,6 +276,8 @@ def _fit_block(
             )  # fmt: skip
             if status[n] == 0:
                 break
+        if status[n] == 0 and variances.shape[0] > 0:
+            _sandwich(variances[n], p, dp, floor, covariance[n])
         chi2[n] = 0.0
         for i in range(n_mass):
             expected = events * max(p[i], floor)
@@ -280,6 +302,7 @@ def fit_bins(
     model: SignalModel,
     background: str,
     *,
+    variances: Floats | None = None,
     start: Floats | None = None,
     slope_prior: float = 2.0,
     threads: int | None = None,
@@ -291,6 +314,7 @@ def fit_bins(
     counts : (n_bin, n_mass) events per mass bin.
     model : the signal and the mass axis; its table of each row.
     background : a key of `BACKGROUNDS`.
+    variances : (n_bin, n_mass) variance of ``counts`` where it is not the Poisson one.
     start : (n_bin, 4) scale, width, background fraction, slope; by default 1, the model's start width, 0.1, 0.
     slope_prior : standard deviation of the Gaussian prior on the slope across the window.
 
@@ -300,6 +324,7 @@ def fit_bins(
     """
     counts = np.ascontiguousarray(counts, dtype=np.float64)
     n_bin, n_mass = counts.shape
+    spread = np.empty((0, n_mass)) if variances is None else np.ascontiguousarray(variances, dtype=np.float64)
     kind = BACKGROUNDS[background]
     if start is None:
         start = np.tile([1.0, model.start_width, 0.1, 0.0], (n_bin, 1))
@@ -317,7 +342,7 @@ def fit_bins(
 
     def work(rows: slice) -> None:
         _fit_block(
-            counts[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
+            counts[rows], spread[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
             model.tables, model.table_of[rows], kind, slope_prior, bounds, starts[rows], _MAX_ITERATIONS, _EDM_GOAL,
             1e-12, theta[rows], covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows],
         )  # fmt: skip

@@ -119,15 +119,16 @@ def fit_masses(
     in_data, in_simulation = _common_rows(data, simulation, model.min_events)
     counts = np.asarray(data.counts[in_data], dtype=np.float64)
     simulated = np.asarray(simulation.counts[in_simulation], dtype=np.float64)
+    variances = simulated if simulation.variances is None else simulation.variances[in_simulation]
     signal = signal_model(model, simulation, in_simulation, resonance)
-    reference = fit_bins(simulated, signal, "none")
+    reference = fit_bins(simulated, signal, "none", variances=variances)
     start = np.where(reference.converged[:, None], reference.parameters, [1.0, signal.start_width, 0.0, 0.0])
     start[:, 2] = 0.1
     fitted = fit_bins(counts, signal, model.background, start=start)
     if model.background != "none":
         simulated = _with_background(simulated, signal, fitted, model.background)
         start = np.where(fitted.converged[:, None], fitted.parameters, start)
-        reference = fit_bins(simulated, signal, model.background, start=start)
+        reference = fit_bins(simulated, signal, model.background, variances=variances, start=start)
     return MassFits(
         binning=data.binning,
         resonance=resonance.name,

@@ -1,15 +1,15 @@
 """ROOT, Parquet and CSV files as named columns, a chunk of rows at a time. No file is ever whole in memory.
 
-Not for: what a column means (`musclecal.columns`, `musclecal.nanoaod`). Whatever a reading library raises on a
-damaged file leaves here as an `InputError` that names the file.
+Not for: what a column means (`musclecal.columns`, `musclecal.nanoaod`). Whatever a reading library raises on
+a damaged file leaves here as an `InputError` that names the file.
 """
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,10 @@ TREE_CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experime
 CSV_BYTES_A_ROW = 200
 CSV_BLOCK_BYTES = (1 << 16, 1 << 25)
 
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True)
 class Jagged:
-    """Several values a row: ``values`` (n_value,) of all rows in order, ``counts`` (n_row,) how many each row has."""
+    """Several values a row: ``values`` (n_value,) of all rows, ``counts`` (n_row,) how many each row has."""
 
     values: NDArray[np.generic]
     counts: NDArray[np.int64]
@@ -115,7 +113,8 @@ class _Guarded:
                 chunk = next(raw, None)
             if chunk is None:
                 return
-            yield {name: _typed(chunk[name], kind, f"{self.path}: column {name!r}") for name, kind in types.items()}
+            where = f"{self.path}: column"
+            yield {name: _typed(chunk[name], kind, f"{where} {name!r}") for name, kind in types.items()}
 
 
 def _typed(column: Column, kind: ColumnType, where: str) -> Column:
@@ -129,7 +128,8 @@ def _typed_values(values: NDArray[np.generic], kind: ColumnType, where: str) -> 
         return values
     if values.dtype.kind not in "biuf":
         raise InputError(f"{where} does not hold numbers, but {values.dtype}")
-    read_only = not values.flags.writeable  # Arrow's own memory: kernels would be compiled a second time for it
+    # Arrow's own memory is read-only: kernels would be compiled a second time for it.
+    read_only = not values.flags.writeable
     if kind == "real":
         return values.astype(np.float64, copy=read_only)
     if values.dtype.kind == "f" and not np.all(np.isfinite(values) & (values == np.rint(values))):
@@ -147,7 +147,7 @@ class _RootTable:
         self._file = uproot.open(path)
         try:
             self._tree = self._file[self._chosen(tree)]
-            self.names = tuple(str(name) for name in self._tree.keys())
+            self.names = tuple(str(name) for name in self._tree.keys())  # noqa: SIM118 - a tree is no dict
             self.n_rows: int | None = int(self._tree.num_entries)
         except BaseException:
             self._file.close()

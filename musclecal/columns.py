@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.columnar import Columns, ColumnType, Jagged, Table
+from musclecal.columnar import Column, Columns, ColumnType, Jagged, Table
 from musclecal.errors import InputError
 from musclecal.kinematics import from_cartesian
 from musclecal.pairs import CandidatePairs
-from musclecal.records import Floats, Ints, Muons
+from musclecal.records import Floats, Muons
 
 __all__ = ["COLUMN_KEYS", "EVENT_KEYS", "FlatColumns", "FlatLayout", "Layout", "MuonColumns", "charge_stem"]
 
@@ -26,6 +26,8 @@ COLUMN_KEYS = EVENT_KEYS + tuple(
     f"{key}{muon}" for muon in (1, 2) for key in (*POLAR, *CARTESIAN, "charge", "pt_err", *GENERATOR)
 )
 """The keys of a column map."""
+
+Rows = Mapping[str, NDArray[np.generic]]
 
 
 class Layout(Protocol):
@@ -73,16 +75,16 @@ class MuonColumns:
             _triple(columns, GENERATOR, muon),
         )
 
-    def measured(self, chunk: Columns) -> Muons:
+    def measured(self, rows: Rows) -> Muons:
         """The measured muons of a chunk."""
-        first, second, third = (_real(chunk, name) for name in self.momentum)
-        error = None if self.pt_err is None else _real(chunk, self.pt_err)
+        first, second, third = (_real(rows, name) for name in self.momentum)
+        error = None if self.pt_err is None else _real(rows, self.pt_err)
         pt, eta, phi = from_cartesian(first, second, third) if self.cartesian else (first, second, third)
         return Muons(pt, eta, phi, error)
 
-    def generated(self, chunk: Columns) -> Muons | None:
+    def generated(self, rows: Rows) -> Muons | None:
         """The generator-level muons of a chunk, if the file has them."""
-        return None if self.generator is None else Muons(*(_real(chunk, name) for name in self.generator))
+        return None if self.generator is None else Muons(*(_real(rows, name) for name in self.generator))
 
 
 def _triple(columns: Mapping[str, str], keys: tuple[str, ...], muon: int) -> tuple[str, str, str] | None:
@@ -98,7 +100,7 @@ def _triple(columns: Mapping[str, str], keys: tuple[str, ...], muon: int) -> tup
 
 @dataclass(frozen=True)
 class FlatColumns:
-    """A checked column map: the columns of muon ``one`` and ``two``, in any order of charge, and of the event."""
+    """A checked column map: columns of muon ``one`` and ``two`` (any order of charge) and of the event."""
 
     one: MuonColumns
     two: MuonColumns
@@ -139,8 +141,8 @@ class FlatColumns:
             return cls.from_map(found)
         except InputError as error:
             raise InputError(
-                f"{table.path}: neither NanoAOD (no 'Muon_pt') nor named as musclecal names columns: say with "
-                f"`columns` which is which ({error}); the file has {', '.join(table.names)}"
+                f"{table.path}: neither NanoAOD (no 'Muon_pt') nor named as musclecal names columns: "
+                f"say with `columns` which is which ({error}); the file has {', '.join(table.names)}"
             ) from error
 
 
@@ -151,10 +153,11 @@ class FlatLayout:
         self, table: Table, columns: FlatColumns, extra: Sequence[str] = (), generator: bool = True
     ) -> None:
         self.columns = columns
+        self._path = table.path
         self.momentum = columns.one.momentum[0]
         self.generator = columns.one.generator[0] if generator and columns.one.generator else None
         self._event_extra, self._muon_extra = _resolve_extra(table, extra)
-        self.types = self._needed()
+        self.types: Mapping[str, ColumnType] = self._needed()
         for name in self.types:
             if name not in table.names:
                 raise InputError(f"{table.path}: no column {name!r}: there are {', '.join(table.names)}")
@@ -172,20 +175,24 @@ class FlatLayout:
 
     def pairs(self, chunk: Columns) -> CandidatePairs:
         """One pair a row."""
+        rows = {name: self._one_a_row(chunk[name], name) for name in self.types}
         one, two = self.columns.one, self.columns.two
         return CandidatePairs(
-            one.measured(chunk),
-            two.measured(chunk),
-            _real(chunk, one.charge),
-            _real(chunk, two.charge),
-            one.generated(chunk) if self.generator else None,
-            two.generated(chunk) if self.generator else None,
-            **{key: _whole(chunk, name) for key, name in self.columns.identifiers.items()},
-            extra={name: _one_a_row(chunk, name) for name in self._event_extra},
-            muon_extra={
-                stem: (_one_a_row(chunk, f"{stem}1"), _one_a_row(chunk, f"{stem}2")) for stem in self._muon_extra
-            },
+            one.measured(rows),
+            two.measured(rows),
+            _real(rows, one.charge),
+            _real(rows, two.charge),
+            one.generated(rows) if self.generator else None,
+            two.generated(rows) if self.generator else None,
+            **{key: np.asarray(rows[name], dtype=np.int64) for key, name in self.columns.identifiers.items()},
+            extra={name: rows[name] for name in self._event_extra},
+            muon_extra={stem: (rows[f"{stem}1"], rows[f"{stem}2"]) for stem in self._muon_extra},
         )
+
+    def _one_a_row(self, column: Column, name: str) -> NDArray[np.generic]:
+        if isinstance(column, Jagged):
+            raise InputError(f"{self._path}: column {name!r} holds a list a row: flat files need one value")
+        return column
 
 
 def charge_stem(name: str) -> str | None:
@@ -208,16 +215,5 @@ def _resolve_extra(table: Table, extra: Sequence[str]) -> tuple[tuple[str, ...],
     return as_named, tuple(sorted(stems))
 
 
-def _one_a_row(chunk: Columns, name: str) -> NDArray[np.generic]:
-    column = chunk[name]
-    if isinstance(column, Jagged):
-        raise InputError(f"column {name!r} holds a list a row: flat files need one value a row")
-    return column
-
-
-def _real(chunk: Columns, name: str) -> Floats:
-    return np.asarray(_one_a_row(chunk, name), dtype=np.float64)
-
-
-def _whole(chunk: Columns, name: str) -> Ints:
-    return np.asarray(_one_a_row(chunk, name), dtype=np.int64)
+def _real(rows: Rows, name: str) -> Floats:
+    return np.asarray(rows[name], dtype=np.float64)

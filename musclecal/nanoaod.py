@@ -1,11 +1,11 @@
-"""NanoAOD files, TTree or RNTuple: any number of muons an event in jagged ``Muon_`` branches, and all their pairs.
+"""NanoAOD files, TTree or RNTuple: jagged ``Muon_`` branches, any number of muons an event, all their pairs.
 
-Generator muons: ``Muon_genPartIdx`` points to the status-1 particle that the muon was matched to. NanoAOD keeps
-status-1 muons as they leave the generator, that is after final-state radiation, which is what the mass models
-need. A match that is not a muon (|pdgId| 13) is no generator muon, and its pair is dropped and counted.
+Generator muons: ``Muon_genPartIdx`` points to the status-1 particle that the muon was matched to. NanoAOD
+keeps status-1 muons as they leave the generator, that is after final-state radiation, which is what the mass
+models need. A match that is not a muon (|pdgId| 13) is no generator muon: its pair is dropped and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,28 +45,30 @@ class NanoLayout:
         self._has_error = PT_ERROR in table.names
         self._identifiers = {key: name for key, name in EVENT_BRANCHES.items() if name in table.names}
         self._extra = tuple(dict.fromkeys(_branch(table, name) for name in extra))
-        self.types = self._needed()
+        self.types: Mapping[str, ColumnType] = self._needed()
         for name in self.types:
             if name not in table.names:
-                raise InputError(f"{table.path}: no branch {name!r}: NanoAOD muons need {', '.join(MOMENTUM)}, {CHARGE}")
+                needed = ", ".join((*MOMENTUM, CHARGE))
+                raise InputError(f"{table.path}: no branch {name!r}: NanoAOD muons need {needed}")
 
     def _needed(self) -> dict[str, ColumnType]:
         types: dict[str, ColumnType] = dict.fromkeys(self._extra, "any")
         types |= dict.fromkeys((*MOMENTUM, CHARGE), "real")
         types |= dict.fromkeys(self._identifiers.values(), "integer")
-        types |= {PT_ERROR: "real"} if self._has_error else {}
+        if self._has_error:
+            types[PT_ERROR] = "real"
         if self.generator:
-            types |= dict.fromkeys(PARTICLE, "real") | dict.fromkeys((MATCH, PARTICLE_ID), "integer")
+            types |= dict.fromkeys(PARTICLE, "real")
+            types |= dict.fromkeys((MATCH, PARTICLE_ID), "integer")
         return types
 
     def pairs(self, chunk: Columns) -> CandidatePairs:
         """All pairs of the muons of each event."""
         counts = self._jagged(chunk, MOMENTUM[0]).counts
         event, one, two = pair_indices(counts)
-        pt, eta, phi, charge = (self._of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
-        error = np.asarray(self._of_muons(chunk, PT_ERROR, counts), dtype=np.float64) if self._has_error else None
-        muons = Muons(*(np.asarray(column, dtype=np.float64) for column in (pt, eta, phi)), error)
-        charges = np.asarray(charge, dtype=np.float64)
+        pt, eta, phi, charges = (self._reals_of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
+        error = self._reals_of_muons(chunk, PT_ERROR, counts) if self._has_error else None
+        muons = Muons(pt, eta, phi, error)
         generated = self._generated(chunk, counts) if self.generator else None
         identifiers = {key: self._of_events(chunk, name)[event] for key, name in self._identifiers.items()}
         jagged = {name for name in self._extra if isinstance(chunk[name], Jagged)}
@@ -99,7 +101,7 @@ class NanoLayout:
     def _jagged(self, chunk: Columns, name: str) -> Jagged:
         column = chunk[name]
         if not isinstance(column, Jagged):
-            raise InputError(f"{self._path}: branch {name!r} holds one value an event: a list of muons is needed")
+            raise InputError(f"{self._path}: branch {name!r} holds one value an event, not one a muon")
         return column
 
     def _of_muons(self, chunk: Columns, name: str, counts: Ints) -> NDArray[np.generic]:
@@ -107,6 +109,9 @@ class NanoLayout:
         if not np.array_equal(column.counts, counts):
             raise InputError(f"{self._path}: branch {name!r} does not have one value a muon")
         return column.values
+
+    def _reals_of_muons(self, chunk: Columns, name: str, counts: Ints) -> Floats:
+        return np.asarray(self._of_muons(chunk, name, counts), dtype=np.float64)
 
     def _of_events(self, chunk: Columns, name: str) -> NDArray[np.generic]:
         column = chunk[name]
@@ -116,7 +121,7 @@ class NanoLayout:
 
 
 def _branch(table: Table, name: str) -> str:
-    """The branch that gives the extra column ``name``, which may be asked for as ``name_plus`` or ``name_minus``."""
+    """The branch of the extra column ``name``, which may be asked for as ``name_plus`` or ``name_minus``."""
     for candidate in (name, charge_stem(name)):
         if candidate in table.names:
             return str(candidate)

@@ -65,7 +65,7 @@ def pair_indices(counts: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def opposite_sign_events(pairs: CandidatePairs) -> tuple[DimuonEvents, CutFlow]:
-    """The usable opposite-sign pairs, mu+ and mu- told apart, in the order of the file; and what was dropped."""
+    """The usable opposite-sign pairs, mu+ and mu- told apart, in the order of the file; what was dropped."""
     kept, flow = _usable(pairs)
     which: Booleans | slice = slice(None) if kept.all() else kept
     plus_first = np.asarray(pairs.charge_one[which] > 0.0)

@@ -123,6 +123,14 @@ class CutFlow:
             raise ValueError(f"cut flows of different steps: {self.names} and {other.names}")
         return CutFlow(self.names, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
 
+    def then(self, later: "CutFlow") -> "CutFlow":
+        """This flow followed by ``later``, whose first step is what this one left."""
+        if not self.names or not later.names:
+            return self if self.names else later
+        if self.counts[-1] != later.counts[0]:
+            raise ValueError(f"a cut flow that leaves {self.counts[-1]} cannot go on with {later.counts[0]}")
+        return CutFlow(self.names + later.names[1:], self.counts + later.counts[1:])
+
 
 @dataclass(frozen=True)
 class MassHistogram:
@@ -138,7 +146,7 @@ class MassHistogram:
     mean_k, mean_pt, mean_f : (n_bin, 2) averages of k (1/GeV), 1/k (GeV) and the muon-mass factor f over the events
         of the bin, column 0 for mu+, 1 for mu-.
     n_outside : selected events outside the binning.
-    cut_flow : how the selection went.
+    cut_flows : how the selection went, by sample.
     """
 
     binning: Binning
@@ -150,7 +158,7 @@ class MassHistogram:
     generator: NDArray[np.float64] | Ints | None = None
     variances: Floats | None = None
     n_outside: int = 0
-    cut_flow: CutFlow = field(default_factory=CutFlow)
+    cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
 
     @property
     def n_events(self) -> float:
@@ -328,8 +336,9 @@ class Closure:
     eta_edges : (n_eta + 1,).
     parameter_names : the fitted ones, of A, e, M in this order.
     values : (n_eta, n_fitted) corrections still to be applied, after the calibration.
-    covariance : (n_eta n_fitted, ...), fitted parameters of an eta bin together.
-    chi2, ndf, p_value : of ``values`` against zero with ``covariance`` alone.
+    covariance : (n_eta n_fitted, ...) of ``values`` from the closure sample alone, parameters of an eta bin together.
+    calibration_covariance : the same shape: what the calibration's own uncertainty and that of the resonance mass add.
+    chi2, ndf, p_value : of ``values`` against zero with the sum of both.
     fit_chi2, fit_ndf : of the fit to the 4D mass scales.
     s : factor on the calibration's uncertainty that makes the residuals expected; unclipped.
     mean_k : (n_eta,) mean curvature of the muons used, 1/GeV.
@@ -342,6 +351,7 @@ class Closure:
     parameter_names: tuple[str, ...]
     values: Floats
     covariance: Floats
+    calibration_covariance: Floats
     chi2: float
     ndf: int
     p_value: float

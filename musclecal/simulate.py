@@ -134,7 +134,7 @@ class SimulationSettings:
 
 
 @kernel
-def _radiated_fraction(rng: Generator, mass: float, mu: float, alpha: float) -> float:
+def radiated_fraction(rng: Generator, mass: float, mu: float, alpha: float) -> float:
     """Energy fraction x lost by one muon of a pair of ``mass`` to collinear photons.
 
     Exponentiated leading-logarithm structure function, b x^(b-1) (1 + (1-x)^2)/2 with
@@ -148,7 +148,7 @@ def _radiated_fraction(rng: Generator, mass: float, mu: float, alpha: float) -> 
 
 
 @kernel
-def _line_mass(rng: Generator, masses: Floats, widths: Floats, cumulative: Floats, cut: float) -> float:
+def line_mass(rng: Generator, masses: Floats, widths: Floats, cumulative: Floats, cut: float) -> float:
     """A mass of one of the lines: Breit-Wigner of the given widths, within ``cut`` of the peak (GeV).
 
     A running-width factor is left out: it moves no peak that is fitted against simulation.
@@ -199,7 +199,7 @@ def _decay(
 
 
 @kernel
-def _measured_pt(
+def measured_pt(
     rng: Generator,
     pt: float,
     eta: float,
@@ -284,7 +284,7 @@ def _pair_block(
             else:
                 mass = m_low - math.log1p(-u * (1.0 - math.exp(-slope * (m_high - m_low)))) / slope
         else:
-            mass = _line_mass(rng, lines[0], lines[1], lines[2], line_cut)
+            mass = line_mass(rng, lines[0], lines[1], lines[2], line_cut)
         pt = p0 * math.sqrt((low + rng.random() * (high - low)) ** (1.0 / power) - 1.0)
         y = production[4] * (2.0 * rng.random() - 1.0)
         _decay(rng, mass, pt, y, production[5], mu, momenta)
@@ -295,7 +295,7 @@ def _pair_block(
                 break
             kept = 1.0
             if alpha > 0.0 and not is_background:
-                kept -= _radiated_fraction(rng, mass, mu, alpha)
+                kept -= radiated_fraction(rng, mass, mu, alpha)
             px, py, pz = kept * momenta[3 * i], kept * momenta[3 * i + 1], kept * momenta[3 * i + 2]
             gen_pt = math.sqrt(px * px + py * py)
             eta = math.asinh(pz / gen_pt)
@@ -304,7 +304,7 @@ def _pair_block(
                 phi -= 2.0 * math.pi
             elif phi <= -math.pi:
                 phi += 2.0 * math.pi
-            measured = _measured_pt(
+            measured = measured_pt(
                 rng, gen_pt, eta, phi, 1.0 - 2.0 * i,
                 resolution_edges, resolution, truth_edges, truth, mismodel, max_smear,
             )  # fmt: skip
@@ -325,7 +325,7 @@ def no_bias(eta_edges: Floats) -> ScaleParameters:
     return ScaleParameters(np.asarray(eta_edges, dtype=np.float64), zero, zero, zero)
 
 
-def _lines_table(lines: tuple[Line, ...]) -> Floats:
+def lines_table(lines: tuple[Line, ...]) -> Floats:
     fractions = np.array([line.fraction for line in lines])
     cumulative = np.cumsum(fractions / fractions.sum())
     return np.array([[line.mass for line in lines], [line.width for line in lines], cumulative])
@@ -363,7 +363,7 @@ class _BlockMaker:
             rng,
             _ATTEMPTS,
             self.background_probability,
-            _lines_table(s.resonance.lines),
+            lines_table(s.resonance.lines),
             _line_cut(s),
             np.array([spectrum.p0, spectrum.exponent, _lowest_pair_pt(s), 2.5 * s.muon_pt[1], spectrum.y_max,
                       spectrum.polarisation]),
@@ -451,7 +451,7 @@ def lineshape(resonance: Resonance, n: int, seed: int, *, fsr: bool = True) -> F
     """(n,) masses in GeV of the resonance after FSR, without any detector: the true line shape."""
     rng = Generator(Philox(key=[seed, 1 << 41]))
     masses = np.empty(n)
-    _fill_lineshape(rng, _lines_table(resonance.lines), 12.0 * resonance.line.width + 0.1,
+    _fill_lineshape(rng, lines_table(resonance.lines), 12.0 * resonance.line.width + 0.1,
                     MUON_MASS, ALPHA_QED if fsr else 0.0, masses)  # fmt: skip
     return masses
 
@@ -461,11 +461,11 @@ def _fill_lineshape(
     rng: Generator, lines: Floats, line_cut: float, mu: float, alpha: float, out: Floats
 ) -> None:
     for n in range(out.size):
-        mass = _line_mass(rng, lines[0], lines[1], lines[2], line_cut)
+        mass = line_mass(rng, lines[0], lines[1], lines[2], line_cut)
         kept = 1.0
         if alpha > 0.0:
-            kept = 1.0 - _radiated_fraction(rng, mass, mu, alpha)
-            kept *= 1.0 - _radiated_fraction(rng, mass, mu, alpha)
+            kept = 1.0 - radiated_fraction(rng, mass, mu, alpha)
+            kept *= 1.0 - radiated_fraction(rng, mass, mu, alpha)
         out[n] = mass * math.sqrt(kept)
 
 

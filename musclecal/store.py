@@ -1,8 +1,8 @@
 """Files between stages: one record (`musclecal.records`) a file, exact to the bit, or an error that says why.
 
 A file is HDF5 behind a header of 512 bytes of text (HDF5 calls it a user block and skips it; ``head -5``
-shows it) with the format version, the record's class name, the length and the SHA-256 of all that follows. The
-checksum is verified before HDF5 reads anything. The same record gives the same bytes.
+shows it) with the format version, the record's class name, the length and the SHA-256 of all that follows.
+The checksum is verified before HDF5 reads anything. The same record gives the same bytes.
 
 Inside, every field is a dataset or a group of its name with an attribute ``kind``: ``none``, ``bool``,
 ``int``, ``float``, ``str``, ``array`` (dtype kept), ``ints`` and ``floats`` (tuples), ``tuple``, ``mapping``,

@@ -1,0 +1,266 @@
+"""The command line. Results go to stdout, progress and messages to stderr; see the README for the commands.
+
+Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 a quality gate failed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from musclecal.errors import InputError, QualityGateError
+
+if TYPE_CHECKING:
+    from musclecal.campaign import Campaign
+    from musclecal.tasks import Outcome, Task
+
+__all__ = ["main"]
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the two kinds of "no" into one line on stderr and their exit code."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (InputError, QualityGateError) as error:
+            click.echo(f"musclecal: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+_campaign_option = click.option(
+    "--campaign", "path", type=click.Path(path_type=Path), default=Path("campaign.toml"), show_default=True,
+    help="Campaign file (TOML).",
+)  # fmt: skip
+_json_option = click.option("--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout.")
+_force_option = click.option("--force", is_flag=True, help="Redo this stage even if nothing changed.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="musclecal")
+def main() -> None:
+    """Calibrate the muon momentum scale: A (field), e (energy loss, GeV), M (alignment, 1/GeV) per eta bin.
+
+    \b
+    k_corr = (1 + A - e k) k + q M,  k = 1/pT in 1/GeV, q the charge.
+
+    Momenta and masses are in GeV. Stages run what is out of date before them.
+    """
+
+
+class _Progress:
+    """Says on stderr what is under way; a bar on a terminal, a line per task elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._name = ""
+
+    def announce(self, task: "Task", done_already: bool) -> None:
+        """A task begins, or is up to date."""
+        self._clear()
+        self._name = task.name
+        click.echo(f"  {task.name:<28} {'up to date' if done_already else '...'}", err=True)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """So many rows of a task are done."""
+        if self._terminal:
+            share = f"{100.0 * done / total:3.0f} % of {total:,}" if total else f"{done:,}"
+            click.echo(f"\r  {self._name:<28} {share} events", err=True, nl=False)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+
+def _open(path: Path) -> tuple["Campaign", _Progress]:
+    from musclecal.campaign import Campaign
+
+    progress = _Progress()
+    campaign = Campaign(path, progress)
+    _ = campaign.config
+    return campaign, progress
+
+
+def _run(campaign: "Campaign", progress: _Progress, tasks: Iterable["Task"], force: bool) -> "Outcome":
+    from musclecal.tasks import run_tasks
+
+    wanted = tuple(tasks)
+    again = {task.name for task in wanted} if force else set()
+    outcome = run_tasks(wanted, force=lambda task: task.name in again, announce=progress.announce)
+    click.echo(f"  {len(outcome.done)} done, {len(outcome.skipped)} up to date", err=True)
+    return outcome
+
+
+def _echo_json(table: dict[str, object]) -> None:
+    click.echo(json.dumps(table, allow_nan=False))
+
+
+def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, dict[str, object]]]) -> None:
+    """Add the command of one stage: run it, then show its result."""
+
+    @main.command(name, help=description)
+    @_campaign_option
+    @_json_option
+    @_force_option
+    @_explained
+    def command(path: Path, as_json: bool, force: bool) -> None:
+        campaign, progress = _open(path)
+        _run(campaign, progress, campaign.tasks(name), force)
+        text, table = show(campaign)
+        if as_json:
+            _echo_json(table)
+        else:
+            click.echo(text)
+
+
+def _show_simulate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    files = {task.name.split("/")[1]: str(task.output) for task in campaign.simulate_tasks}
+    text = "\n".join(f"{name:<20} {file}" for name, file in files.items())
+    return text or "no sample of the campaign file has a simulate table", {"files": files}
+
+
+def _show_fill(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.validation.report import cut_flow_text, fill_table
+
+    return cut_flow_text(campaign, campaign.calibrated, 0), fill_table(campaign)
+
+
+def _show_fit(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.validation.report import fit_table, fit_text
+
+    fits = campaign.mass_fits(campaign.calibrated, 0)
+    return fit_text(fits), fit_table(fits)
+
+
+def _show_extract(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.validation.report import calibration_table, calibration_text
+
+    calibration = campaign.calibration()
+    return calibration_text(calibration, campaign.truth()), calibration_table(calibration)
+
+
+def _show_export(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    folder = campaign.export_task().output.parent
+    files = sorted(str(p) for p in folder.iterdir() if not p.name.endswith(".manifest.json"))
+    return "\n".join(files), {"files": files}
+
+
+def _show_report(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.validation.report import calibration_table
+
+    return campaign.report_task().output.read_text(encoding="utf-8").rstrip(), {
+        "report": str(campaign.report_task().output),
+        "calibration": calibration_table(campaign.calibration()),
+    }
+
+
+for _name, _description, _show in (
+    ("simulate", "Make the samples that have a [samples.NAME.simulate] table.", _show_simulate),
+    ("fill", "Fill the 4D x mass histograms of the calibration resonance; print the cut flow.", _show_fill),
+    ("fit", "Fit the masses of all 4D bins, in data and simulation.", _show_fit),
+    ("extract", "Extract A, e (GeV), M (1/GeV) per eta bin, all passes.", _show_extract),
+    ("export", "Write muon_scale.json.gz (correctionlib) and calibration.npz/.json.", _show_export),
+    ("report", "Write the figures and the summary.", _show_report),
+):
+    _stage(_name, _description, _show)
+
+
+@main.command()
+@click.option("--resonance", "name", help="Z, Y1S, Jpsi (one more pass), ... [default: all that the campaign has]")
+@_campaign_option
+@_json_option
+@_force_option
+@_explained
+def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
+    """Residual A and M (1/GeV) per eta bin that a resonance sees after the calibration.
+
+    Exit code 3 if a gated closure fails.
+    """
+    from musclecal.resonances import resonance
+    from musclecal.validation.report import closure_table, closure_text
+
+    campaign, progress = _open(path)
+    if name is not None:
+        resonance(name)
+    names = campaign.closures if name is None else (name,)
+    if not names:
+        raise InputError(f"{path}: no data of another resonance than {campaign.calibrated}: nothing to close on")
+    if as_json and len(names) > 1:
+        raise InputError("--json gives one closure: choose it with --resonance")
+    _run(campaign, progress, [campaign.closure_task(n) for n in names], force)
+    for n in names:
+        result = campaign.closure(n)
+        if as_json:
+            _echo_json(closure_table(result))
+        else:
+            click.echo(closure_text(result))
+    campaign.check_gates(names)
+
+
+@main.command()
+@click.argument("campaign_file", required=False, type=click.Path(path_type=Path))
+@click.option("--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it.")
+@_json_option
+@_force_option
+@_explained
+def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> None:
+    """Run all that is out of date: from events to the exported correction, with figures.
+
+    CAMPAIGN_FILE is a TOML file (default campaign.toml); with --demo it is the folder to write to (default demo).
+    """
+    from musclecal.validation.report import calibration_table, closure_table
+
+    if demo:
+        from musclecal.demo import write_demo
+
+        campaign_file = write_demo(campaign_file or Path("demo"))
+    campaign, progress = _open(campaign_file or Path("campaign.toml"))
+    _run(campaign, progress, campaign.tasks("report"), force)
+    if as_json:
+        closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
+        _echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
+    else:
+        click.echo(campaign.report_task().output.read_text(encoding="utf-8").rstrip())
+    campaign.check_gates(campaign.closures)
+
+
+@main.command()
+@click.argument("path", default="campaign.toml", type=click.Path(path_type=Path))
+@_explained
+def init(path: Path) -> None:
+    """Write a commented campaign file to PATH, to be edited."""
+    from musclecal.demo import write_template
+
+    write_template(path)
+    click.echo(f"{path} written: fill in the files of your samples, then: musclecal run {path}")
+
+
+@main.command()
+@click.option("--resonance", "name", default="Jpsi", show_default=True)
+@click.option("--bin", "number", type=int, help="4D bin number [default: the sum over all bins]")
+@click.option("--pass", "passes", type=int, default=0, show_default=True, help="0: muons as measured; 1: corrected once; ...")
+@click.option("--simulation", is_flag=True, help="Draw the fit to the simulation instead of that to the data.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("mass_fit.png"), show_default=True)
+@click.option("--list", "as_list", is_flag=True, help="List the fitted bins with their results instead.")
+@_campaign_option
+@_explained
+def draw(
+    name: str, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
+) -> None:
+    """Draw the mass fit (GeV) of one 4D bin, or of all bins together."""
+    from musclecal.validation.report import bins_text, draw_mass_fit
+
+    campaign, progress = _open(path)
+    _run(campaign, progress, [campaign.fit_task(name, passes)], False)
+    if as_list:
+        click.echo(bins_text(campaign.mass_fits(name, passes)))
+        return
+    draw_mass_fit(campaign, name, passes, number, out, simulation=simulation)
+    click.echo(str(out))

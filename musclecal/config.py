@@ -1,0 +1,212 @@
+"""The campaign file: one TOML file says what is calibrated, with what, and how.
+
+Every key is checked; a wrong one is an `InputError` that names the key and its table. Nothing is read but the file.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from musclecal.binning import Binning, equal_eta_edges
+from musclecal.errors import InputError
+from musclecal.resonances import Resonance, resonance, resonance_names
+
+__all__ = [
+    "BinningConfig",
+    "CampaignConfig",
+    "GateConfig",
+    "ResonanceConfig",
+    "SampleConfig",
+    "SimulateConfig",
+    "load_campaign",
+]
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CampaignSection(_Table):
+    """[campaign]"""
+
+    name: str
+    output: str = "out"
+    passes: Annotated[int, Field(ge=1, le=5)] = 2
+    """1: calibrate once; 2: calibrate the corrected events once more."""
+    resonance: str = "Jpsi"
+    """What is calibrated on."""
+    chunk_events: Annotated[int, Field(ge=1000)] = 500_000
+
+
+class BinningConfig(_Table):
+    """[binning]"""
+
+    eta_bins: Annotated[int, Field(ge=1)] = 24
+    eta_max: Positive = 2.4
+    eta_edges: tuple[float, ...] | None = None
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The edges in eta."""
+        return self.eta_edges or equal_eta_edges(self.eta_bins, self.eta_max)
+
+
+class ResonanceConfig(_Table):
+    """[resonances.NAME]: what differs from the defaults of `musclecal.resonances`."""
+
+    pt_edges: tuple[float, ...] | None = None
+    """GeV; without it the edges follow the statistics of the data."""
+    muon_pt: tuple[Positive, Positive] | None = None
+    """GeV, range of the automatic pT edges."""
+    mass_window: tuple[Positive, Positive] | None = None
+    mass_bins: Annotated[int, Field(ge=4)] | None = None
+    model: str | None = None
+    background: Literal["none", "exponential", "linear"] | None = None
+    min_events: Annotated[int, Field(ge=1)] = 50
+    pt_scaled: bool | None = None
+    reweight: bool = False
+    """Give the simulation the pT spectrum of the data inside the 4D bins."""
+    fit_e: bool = False
+    """Fit e in the closure, not only A and M."""
+
+
+class SimulateConfig(_Table):
+    """[samples.NAME.simulate]: a sample made by the built-in simulation."""
+
+    events: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+    truth: str | None = None
+    """JSON file with eta_edges, A, e, M, relative to the campaign file: the bias is its exact inverse."""
+    muon_pt: tuple[Positive, Positive] | None = None
+    """GeV; default 3 % (Z: 20 %) below and above the analysis, as an ntuple would have."""
+    background: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    background_slope: float = 1.0
+    """1/GeV"""
+    fsr: bool = True
+    resolution_factor: Positive = 1.0
+    spectrum_p0: Positive | None = None
+    spectrum_exponent: Annotated[float, Field(gt=1.0)] | None = None
+    polarisation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    pt2: float = 0.0
+    phi_amplitude: float = 0.0
+    phi_harmonic: int = 1
+    eta_amplitude: float = 0.0
+    eta_period: Positive = 1.0
+    eta_pt_min: float = 20.0
+    generator: Literal["builtin", "pythia8"] = "builtin"
+    format: Literal["parquet", "root"] = "parquet"
+
+
+class SampleConfig(_Table):
+    """[samples.NAME]"""
+
+    resonance: str
+    kind: Literal["data", "simulation"]
+    files: tuple[str, ...] = ()
+    """Globs relative to the campaign file, or URLs that uproot takes."""
+    columns: dict[str, str] | None = None
+    cuts: tuple[str, ...] = ()
+    """Expressions over pt_plus, eta_minus, mass, run and the file's own columns; every one must hold."""
+    reference: Literal["fast"] | None = None
+    """For data without simulation: "fast" makes the reference from the data themselves."""
+    simulate: SimulateConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SampleConfig":
+        if bool(self.files) == (self.simulate is not None):
+            raise ValueError("give either files or a simulate table")
+        if self.reference and self.kind != "data":
+            raise ValueError('reference = "fast" belongs to a data sample')
+        return self
+
+
+class GateConfig(_Table):
+    """[gates]: results worse than this end with exit code 3."""
+
+    converged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.99
+    """Events in good fits over events in bins that were fitted."""
+    events_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Events in good fits over all selected events of the calibration resonance."""
+    closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
+    """Of the residual, with the calibration's own uncertainty in the covariance."""
+    closure_resonances: tuple[str, ...] = ("Y1S",)
+    """Which closures are gated. The scalar engine has a known bias of 1e-4 at the Z."""
+
+
+class CampaignConfig(_Table):
+    """A whole campaign file."""
+
+    campaign: CampaignSection
+    binning: BinningConfig = BinningConfig()
+    resonances: dict[str, ResonanceConfig] = {}
+    samples: dict[str, SampleConfig]
+    gates: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _names_and_samples(self) -> "CampaignConfig":
+        known = resonance_names()
+        for where, name in [("campaign.resonance", self.campaign.resonance)] + [
+            *((f"resonances.{name}", name) for name in self.resonances),
+            *((f"samples.{key}.resonance", sample.resonance) for key, sample in self.samples.items()),
+        ]:
+            if name not in known:
+                raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")
+        return self
+
+    def settings(self, name: str) -> ResonanceConfig:
+        """The table of a resonance, or its defaults."""
+        return self.resonances.get(name, ResonanceConfig())
+
+    def resonance(self, name: str) -> Resonance:
+        """A resonance with the changes of the campaign file."""
+        from dataclasses import replace
+
+        table = self.settings(name)
+        names = ("mass_window", "mass_bins", "model", "background", "pt_scaled", "pt_edges")
+        changes = {key: getattr(table, key) for key in names if getattr(table, key) is not None}
+        return replace(resonance(name), **changes)
+
+    def binning_of(self, name: str, pt_edges: tuple[float, ...]) -> Binning:
+        """The 4D binning of a resonance."""
+        r = self.resonance(name)
+        return Binning(self.binning.edges, pt_edges, r.mass_window, r.mass_bins, r.line.mass, r.pt_scaled)
+
+    def samples_of(self, name: str, kind: str) -> dict[str, SampleConfig]:
+        """Samples of one resonance and kind, by name."""
+        return {
+            key: sample
+            for key, sample in self.samples.items()
+            if sample.resonance == name and sample.kind == kind
+        }
+
+
+def _explain(path: Path, error: ValidationError) -> InputError:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "file"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        lines.append(f"{where}: {message}")
+    return InputError(f"{path}: " + "; ".join(lines))
+
+
+def load_campaign(path: str | Path) -> CampaignConfig:
+    """Read and check a campaign file. Raises `InputError` naming file, table and key."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such campaign file; `musclecal init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return CampaignConfig.model_validate(table)
+    except ValidationError as error:
+        raise _explain(path, error) from None

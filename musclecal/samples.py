@@ -1,0 +1,137 @@
+"""The events of a campaign: made by the simulation or read from files, corrected, selected, with their cut flow."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from musclecal.apply import correct
+from musclecal.binning import Binning
+from musclecal.config import SampleConfig, SimulateConfig
+from musclecal.errors import InputError
+from musclecal.events import read_dimuons
+from musclecal.records import CutFlow, DimuonEvents, ScaleParameters
+from musclecal.resonances import Resonance
+from musclecal.selection import Cuts, names_needed, select
+from musclecal.simulate import MisModel, SimulationSettings, default_resolution
+
+__all__ = ["Source", "read_scale", "simulation_settings", "write_scale"]
+
+Progress = Callable[[int, int | None], None]
+
+
+def read_scale(path: Path) -> ScaleParameters:
+    """A, e, M per eta bin from a JSON object with eta_edges, A, e (GeV), M (1/GeV).
+
+    Raises
+    ------
+    InputError : not such a file, naming the file and the key.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON file with eta_edges, A, e, M: {error}") from None
+    columns = {}
+    for key in ("eta_edges", "A", "e", "M"):
+        if not isinstance(table, dict) or key not in table:
+            raise InputError(f"{path}: key {key!r} is missing")
+        try:
+            columns[key] = np.array(table[key], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: {key}: not a list of numbers") from None
+        wanted = len(columns["eta_edges"]) - (key != "eta_edges")
+        if columns[key].shape != (wanted,) or not np.all(np.isfinite(columns[key])):
+            raise InputError(f"{path}: {key}: {wanted} finite numbers wanted")
+    if np.any(np.diff(columns["eta_edges"]) <= 0.0):
+        raise InputError(f"{path}: eta_edges: must increase")
+    return ScaleParameters(columns["eta_edges"], columns["A"], columns["e"], columns["M"])
+
+
+def write_scale(path: Path, scale: ScaleParameters) -> None:
+    """The file that `read_scale` reads."""
+    table = {key: getattr(scale, key).tolist() for key in ("eta_edges", "A", "e", "M")}
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def simulation_settings(
+    table: SimulateConfig, resonance: Resonance, binning_edges: tuple[float, ...], folder: Path
+) -> SimulationSettings:
+    """Settings of a [samples.NAME.simulate] table; the acceptance is a little wider than the analysis."""
+    room = 0.2 if resonance.pt_scaled else 0.03
+    low, high = resonance.pt_edges[0] * (1.0 - room), resonance.pt_edges[-1] * (1.0 + room)
+    window = resonance.mass_window
+    spectrum = resonance.spectrum
+    changes = {"p0": table.spectrum_p0, "exponent": table.spectrum_exponent, "polarisation": table.polarisation}
+    return SimulationSettings(
+        resonance=resonance,
+        muon_pt=table.muon_pt or (low, high),
+        eta_range=(binning_edges[0], binning_edges[-1]),
+        mass_window=(window[0] * 0.985, window[1] * 1.015),
+        resolution=default_resolution().scaled(table.resolution_factor),
+        truth=None if table.truth is None else read_scale(folder / table.truth),
+        mismodel=MisModel(
+            table.pt2, table.phi_amplitude, table.phi_harmonic, table.eta_amplitude, table.eta_period, table.eta_pt_min
+        ),
+        fsr=table.fsr,
+        background=table.background,
+        background_slope=table.background_slope,
+        spectrum=replace(spectrum, **{key: value for key, value in changes.items() if value is not None}),
+    )
+
+
+@dataclass
+class Source:
+    """Selected events of all samples of one resonance and kind; ``flows`` is complete once they have been read.
+
+    Attributes
+    ----------
+    samples : configuration and files of each sample, by name.
+    binning : gives the eta range and the mass window of the cuts.
+    scale : applied to the events before the cuts, or None.
+    """
+
+    samples: Mapping[str, tuple[SampleConfig, tuple[str, ...]]]
+    binning: Binning
+    scale: ScaleParameters | None = None
+    chunk_events: int = 500_000
+    generator: bool = False
+    progress: Progress | None = None
+    loose_pt: bool = False
+    flows: dict[str, CutFlow] = field(default_factory=dict)
+
+    def _cuts(self, sample: SampleConfig) -> Cuts:
+        b = self.binning
+        pt_range = (None, None) if b.pt_scaled or self.loose_pt else (b.pt_edges[0], b.pt_edges[-1])
+        return Cuts(
+            muon_pt_min=pt_range[0],
+            muon_pt_max=pt_range[1],
+            eta_min=b.eta_edges[0],
+            eta_max=b.eta_edges[-1],
+            mass_window=b.mass_window,
+            expressions=sample.cuts,
+        )
+
+    def __iter__(self) -> Iterator[DimuonEvents]:
+        self.flows = {}
+        for name, (sample, files) in self.samples.items():
+            cuts = self._cuts(sample)
+            for events, read in self._read(sample, files):
+                if self.scale is not None:
+                    events = correct(events, self.scale)
+                selected, cut = select(events, cuts)
+                self.flows[name] = self.flows.get(name, CutFlow()) + read.then(cut)
+                yield selected
+
+    def _read(
+        self, sample: SampleConfig, files: Iterable[str]
+    ) -> Iterator[tuple[DimuonEvents, CutFlow]]:
+        return read_dimuons(
+            list(files),
+            sample.columns,
+            generator=self.generator,
+            extra=names_needed(sample.cuts),
+            chunk_events=self.chunk_events,
+            progress=self.progress,
+        )

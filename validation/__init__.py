@@ -1,0 +1,1 @@
+"""Proof of a calibration: closure, scaled systematic, propagation to masses, coverage, report."""

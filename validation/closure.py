@@ -1,0 +1,100 @@
+r"""Closure: what correction is left, seen by a resonance that the calibration did not use.
+
+The residual r (A and M per eta bin, with e if asked) has the covariance of the closure sample alone, V_C. How much the
+calibration's own uncertainty must be scaled for r to be expected is the s that solves (physics.md section 4)
+
+.. math:: r^T C(s)^{-1} r = n, \qquad
+   C(s) = s^2\,P V P^T + V_C + (\delta m/m)^2\,\mathbf 1\mathbf 1^T\ (A\ \mathrm{part})
+
+with P the projection of (A, e, M) on what is fitted: A - e <k_C> and M.
+"""
+
+import numpy as np
+from scipy.optimize import brentq
+
+from musclecal.covariance import chi2_of
+from musclecal.errors import InputError
+from musclecal.fits.scale_fit import fit_scale
+from musclecal.records import Closure, Floats, MassFits, ScaleCalibration
+from musclecal.resonances import resonance
+
+__all__ = ["closure_test", "projection", "scale_factor"]
+
+
+def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
+    """P, (n_eta n_fitted, 3 n_eta): what a closure that fits ``parameter_names`` sees of (A, e, M).
+
+    A closure without e sees A - e <k_C>, with ``mean_k`` (n_eta,) in 1/GeV.
+    """
+    n_eta, n_fit = len(mean_k), len(parameter_names)
+    seen = np.zeros((n_eta, n_fit, n_eta, 3))
+    for n in range(n_eta):
+        for row, name in enumerate(parameter_names):
+            seen[n, row, n, ("A", "e", "M").index(name)] = 1.0
+        if "e" not in parameter_names and "A" in parameter_names:
+            seen[n, parameter_names.index("A"), n, 1] = -mean_k[n]
+    return seen.reshape(n_eta * n_fit, 3 * n_eta)
+
+
+def scale_factor(residual: Floats, calibration_part: Floats, closure_part: Floats) -> float:
+    """s with r^T (s^2 calibration_part + closure_part)^-1 r = n; 0 where the closure part alone is large enough.
+
+    Shapes: (n,), (n, n), (n, n).
+    """
+    n = len(residual)
+
+    def excess(s: float) -> float:
+        return chi2_of(residual, s * s * calibration_part + closure_part).chi2 - n
+
+    if excess(0.0) <= 0.0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0.0:
+        high *= 2.0
+        if high > 1e6:
+            raise InputError("closure: no scale factor makes the residuals expected; is the calibration covariance zero?")
+    return float(brentq(excess, 0.0, high, xtol=1e-6))
+
+
+def _mass_part(parameter_names: tuple[str, ...], n_eta: int, relative_error: float) -> Floats:
+    """Covariance of a common relative error of the resonance mass: it moves all A together."""
+    direction = np.tile([1.0 if name == "A" else 0.0 for name in parameter_names], n_eta)
+    return relative_error**2 * np.outer(direction, direction)
+
+
+def closure_test(
+    fits: MassFits, calibration: ScaleCalibration, parameters: tuple[str, ...] = ("A", "M")
+) -> Closure:
+    """Residual of the muons in ``fits``, to which ``calibration`` has been applied.
+
+    Raises
+    ------
+    InputError : other eta bins than the calibration's, or what `fit_scale` raises.
+    """
+    if not np.array_equal(np.array(fits.binning.eta_edges), calibration.eta_edges):
+        raise InputError("closure: the eta bins differ from those of the calibration")
+    solution = fit_scale(fits, parameters)
+    names = solution.parameter_names
+    line = resonance(fits.resonance).line
+    seen = projection(names, solution.mean_k)
+    calibration_part = seen @ calibration.covariance @ seen.T
+    mass_part = _mass_part(names, calibration.n_eta, line.mass_error / line.mass)
+    residual = solution.values.ravel()
+    against_zero = chi2_of(residual, calibration_part + mass_part + solution.covariance)
+    return Closure(
+        resonance=fits.resonance,
+        engine="scalar",
+        eta_edges=calibration.eta_edges,
+        parameter_names=names,
+        values=solution.values,
+        covariance=solution.covariance,
+        calibration_covariance=calibration_part + mass_part,
+        chi2=against_zero.chi2,
+        ndf=against_zero.ndf,
+        p_value=against_zero.p_value,
+        fit_chi2=solution.chi2,
+        fit_ndf=solution.ndf,
+        s=scale_factor(residual, calibration_part, solution.covariance + mass_part),
+        mean_k=solution.mean_k,
+        events_fraction=fits.events_fraction,
+    )

@@ -1,0 +1,776 @@
+"""Figures of calibrations, mass fits, closures and covariances: records in, a PNG (and a PDF by option) out.
+
+Every function takes records, refits nothing, and writes its files atomically. matplotlib and mplhep are
+imported here alone and only when a figure is drawn; no pyplot figure is made, and the style holds inside a
+`with` only. The same colour is the same thing everywhere: black the data and what was fitted to them,
+vermilion the injected truth, light blue an uncertainty, blue a fitted curve (and mu+), purple mu-, green the
+background.
+
+Not for: numbers. Whatever stands in a text box comes from a record or from `musclecal.covariance`.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from musclecal.covariance import (
+    Chi2,
+    checked_covariance,
+    chi2_of,
+    correlation,
+    propagated_variance,
+    scale_parameter_names,
+)
+from musclecal.errors import InputError
+from musclecal.fits.likelihood import FitStatus, expected_counts
+from musclecal.fits.shapes import SignalModel
+from musclecal.records import BinFits, Closure, Floats, ScaleCalibration, ScaleParameters
+from musclecal.resonances import resonance
+from musclecal.scale import correction_jacobian, relative_correction
+from musclecal.store import written_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "MassSpectrum",
+    "plot_calibration",
+    "plot_closure",
+    "plot_covariance",
+    "plot_mass_fit",
+    "plot_overview",
+    "plot_pulls",
+    "plot_scale_at",
+    "spectrum_of_bin",
+    "sum_of_bins",
+]
+
+_DATA, _FIT, _BAND, _TRUTH = "black", "#0072B2", "#9FD3F0", "#D55E00"
+_BACKGROUND, _MINUS, _PAST = "#009E73", "#A4497F", "#8C8C8C"
+# From the palette of Okabe and Ito, told apart with any colour vision; band lighter, mu- darker than there.
+
+_DOTS = (0, (1.2, 1.0))
+
+_UNITS = {"A": 1e-4, "e": 1e-3, "M": 1e-5}
+_LABELS = {"A": r"$A$  [$10^{-4}$]", "e": r"$e$  [MeV]", "M": r"$M$  [$10^{-5}$/GeV]"}
+_MASS_LABEL = r"$m_{\mu\mu}$  [GeV]"
+_ETA_LABEL = r"muon $\eta$"
+_SIGMA = "calibration ±1σ"
+_COMPACT = {"fontsize": 10.5, "columnspacing": 0.9, "handlelength": 1.2, "handletextpad": 0.5}
+
+_STYLE: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 13.0,
+    "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 12.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 1.1,
+    "axes.labelsize": 14.0,
+    "legend.fontsize": 11.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.8,
+    "xtick.direction": "in",
+    "ytick.direction": "in",
+    "xtick.top": True,
+    "ytick.right": True,
+    "xtick.minor.visible": True,
+    "ytick.minor.visible": True,
+    "xtick.major.size": 6.0,
+    "ytick.major.size": 6.0,
+    "xtick.minor.size": 3.0,
+    "ytick.minor.size": 3.0,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.hspace": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class MassSpectrum:
+    """A mass distribution with its fit, of one 4D bin or of many together.
+
+    Attributes
+    ----------
+    counts, expected, background : (n_mass,) events, fitted total, fitted background of it; the last two nan
+        where a fit has no result.
+    edges : (n_mass + 1,) GeV.
+    text_lines : what the text box says.
+    label : of the points in the legend.
+    """
+
+    counts: Floats
+    expected: Floats
+    background: Floats
+    edges: Floats
+    text_lines: tuple[str, ...] = ()
+    label: str = "Data"
+
+    @property
+    def pulls(self) -> Floats:
+        """(n_mass,) (counts - expected)/sqrt(expected), the terms of Pearson's chi2; nan where none is expected."""
+        sigma = np.sqrt(np.where(self.expected > 0.0, self.expected, np.nan))
+        return np.asarray((self.counts - self.expected) / sigma)
+
+
+def spectrum_of_bin(
+    counts: ArrayLike, fits: BinFits, model: SignalModel, background: str, row: int, *, label: str = "Data"
+) -> MassSpectrum:
+    """The masses of one 4D bin and its fit.
+
+    Parameters
+    ----------
+    counts : (n_bin, n_mass), the rows that were fitted. row : which of them.
+    fits, model, background : as given to and by `musclecal.fits.likelihood.fit_bins`.
+    """
+    table = _checked_counts(counts, fits, model)
+    if not -len(table) <= row < len(table):
+        raise InputError(f"row {row}: there are {len(table)} fitted bins")
+    total, part = _expected(fits, model, background, row)
+    return MassSpectrum(table[row], total, part, _mass_edges(model), _bin_text(fits, row), label)
+
+
+def sum_of_bins(
+    counts: ArrayLike,
+    fits: BinFits,
+    model: SignalModel,
+    background: str,
+    usable: NDArray[np.bool_] | None = None,
+    *,
+    label: str = "Data",
+) -> MassSpectrum:
+    """The masses of all usable 4D bins and their fits, each summed.
+
+    Parameters
+    ----------
+    counts : (n_bin, n_mass), the rows that were fitted.
+    usable : (n_bin,) `MassFits.usable`; by default the converged rows of ``fits``.
+
+    Raises
+    ------
+    InputError : shapes that do not go together, no usable bin.
+    """
+    table = _checked_counts(counts, fits, model)
+    which = fits.converged if usable is None else np.asarray(usable, dtype=np.bool_)
+    if which.shape != (len(table),):
+        raise InputError(f"usable: shape {which.shape} for {len(table)} fitted bins")
+    rows = np.flatnonzero(which & fits.converged)
+    if not len(rows):
+        raise InputError("no usable 4D bin to sum")
+    fitted = [_expected(fits, model, background, int(row)) for row in rows]
+    total, part = (np.sum(column, axis=0) for column in zip(*fitted, strict=True))
+    summed = MassSpectrum(table[rows].sum(axis=0), total, part, _mass_edges(model), label=label)
+    text = (
+        f"{len(rows):,} fits, {summed.counts.sum():,.0f} events",
+        f"width {100.0 * np.median(fits.width[rows]):.2f} % (median)",
+        rf"$\chi^2$/bins = {np.nansum(summed.pulls**2):.1f}/{len(summed.counts)}",
+    )
+    return replace(summed, text_lines=text)
+
+
+def plot_calibration(
+    calibration: ScaleCalibration,
+    path: str | os.PathLike[str],
+    truth: ScaleParameters | None = None,
+    *,
+    pdf: bool = False,
+) -> None:
+    """A, e and M against eta with their errors; with ``truth`` also its steps and the pulls.
+
+    The title compares with the truth by the full covariance: A and e of an eta bin correlate by more than 0.9,
+    so that the pulls below the panels are not independent.
+    """
+    _check_calibration(calibration, truth)
+    title = _chi2_text("fit of the 4D bins", calibration.chi2, calibration.ndf, calibration.p_value)
+    if truth is not None:
+        test = _against_truth(calibration, truth)
+        title += "\n" + _chi2_text("result against truth", test.chi2, test.ndf, test.p_value)
+    with _figure(path, 7.5, 6.8 if truth is None else 8.8, pdf) as figure:
+        main, below = _panels(figure, with_pulls=truth is not None)
+        for axis, name in zip(main, _UNITS, strict=True):
+            _draw_parameter(axis, calibration, truth, name)
+        if truth is not None:
+            for axis, name in zip(below, _UNITS, strict=True):
+                pulls = (getattr(calibration, name) - getattr(truth, name)) / _errors(calibration, name)
+                _draw_pulls(axis, np.asarray(calibration.eta_edges), pulls)
+            _legend(main[0], ["calibration", "truth"], loc="upper left", ncols=2)
+        main[0].set_title(title)
+        _stack([*main, *below], calibration.eta_edges, lowest=(below or main)[-1])
+
+
+def plot_scale_at(
+    calibration: ScaleCalibration,
+    path: str | os.PathLike[str],
+    pts: Sequence[float] = (6.0, 10.0, 40.0),
+    truth: ScaleParameters | None = None,
+    *,
+    pdf: bool = False,
+) -> None:
+    """dk/k of mu+ and mu- against eta at the transverse momenta ``pts`` (GeV), with its error (J C J^T)."""
+    _check_calibration(calibration, truth)
+    if not len(pts) or not all(0.0 < pt < np.inf for pt in pts):
+        raise InputError(f"pts: need positive transverse momenta in GeV, got {list(pts)}")
+    edges = np.asarray(calibration.eta_edges)
+    with _figure(path, 7.5, 1.4 + 2.3 * len(pts), pdf) as figure:
+        axes = figure.subplots(len(pts), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, pt in zip(axes, pts, strict=True):
+            drawn: list[Floats] = []
+            for charge, colour in ((+1, _FIT), (-1, _MINUS)):
+                value, error = _scale_at(calibration, pt, charge)
+                axis.stairs(
+                    value + error, edges, baseline=value - error, fill=True, color=colour, alpha=0.3, lw=0
+                )
+                axis.stairs(value, edges, baseline=None, color=colour, lw=1.6)
+                drawn += [value - error, value + error]
+                if truth is not None:
+                    true = _relative(truth, pt, charge) / 1e-4
+                    axis.stairs(true, edges, baseline=None, color=colour, ls=_DOTS, lw=2.4)
+                    drawn.append(true)
+            axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0)
+            axis.set_ylabel(r"$\delta k/k$  [$10^{-4}$]")
+            axis.annotate(rf"$p_T$ = {pt:g} GeV", (0.02, 0.95), xycoords="axes fraction", va="top")
+            _range(axis, np.concatenate(drawn), above=0.22)
+        _scale_legend(axes[0], truth is not None)
+        axes[0].set_title(r"Correction $\delta k/k = A - e\,k + q\,M/k$")
+        _eta_axis(axes[-1], edges)
+
+
+def plot_mass_fit(
+    spectrum: MassSpectrum, path: str | os.PathLike[str], *, title: str = "", pdf: bool = False
+) -> None:
+    """Masses with Poisson errors, fitted total and background, pulls beneath."""
+    _check_spectrum(spectrum)
+    with _figure(path, 7.5, 6.2, pdf) as figure:
+        main, pulls = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
+        _draw_spectrum(main, spectrum)
+        _draw_pulls(pulls, spectrum.edges, spectrum.pulls)
+        main.set_title(_wrapped(title))
+        pulls.set_xlabel(_MASS_LABEL)
+        figure.align_ylabels([main, pulls])
+
+
+def plot_closure(
+    closure: Closure,
+    path: str | os.PathLike[str],
+    calibration: ScaleCalibration | None = None,
+    *,
+    pdf: bool = False,
+) -> None:
+    """Residual correction against eta, on a band of the uncertainty of ``calibration``, plain and times s.
+
+    The band is what the closure can see of it: A - e <k_C> and M where e is not fitted (physics.md section 4).
+    chi2 and p-value are of the closure's own errors, without the band; s accounts for both.
+    """
+    _check_closure(closure)
+    bands = {} if calibration is None else _projected_errors(calibration, closure)
+    with _figure(path, 7.5, 1.2 + 2.7 * len(closure.parameter_names), pdf) as figure:
+        axes = figure.subplots(len(closure.parameter_names), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, name in zip(axes, closure.parameter_names, strict=True):
+            value, error = _closure_points(closure, name)
+            drawn = [value - error, value + error]
+            if calibration is not None:
+                drawn += _draw_band(axis, np.asarray(calibration.eta_edges), bands[name], closure.s_quoted)
+            _draw_points(axis, closure.eta_edges, value, error, "residual")
+            axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
+            axis.set_ylabel("residual " + _LABELS[name])
+            _range(axis, np.concatenate(drawn), symmetric=True, above=0.3 if axis is axes[0] else 0.05)
+        _legend(axes[0], ["residual", _SIGMA, f"±{closure.s_quoted:.2f}σ"], loc="upper left", ncols=3)
+        axes[0].set_title(
+            f"Closure at the {_label(closure)} ({closure.engine}, {100.0 * closure.events_fraction:.0f} % of events)\n"
+            + _chi2_text("own errors", closure.chi2, closure.ndf, closure.p_value)
+            + f",  s = {closure.s:.2f}"
+        )
+        _eta_axis(axes[-1], closure.eta_edges)
+        figure.align_ylabels(axes)
+
+
+def plot_pulls(calibration: ScaleCalibration, path: str | os.PathLike[str], *, pdf: bool = False) -> None:
+    """Pulls of the 4D bins in the A, e, M fit, with a unit Gaussian of the same number of entries."""
+    pulls = np.asarray(calibration.pulls, dtype=np.float64)
+    if pulls.ndim != 1 or len(pulls) < 2 or not np.all(np.isfinite(pulls)):
+        raise InputError(f"pulls: need two or more finite numbers, got an array of shape {pulls.shape}")
+    edges = np.linspace(-5.0, 5.0, 41)
+    counts = np.histogram(pulls, edges)[0].astype(np.float64)
+    x = np.linspace(-5.0, 5.0, 401)
+    gauss = len(pulls) * (edges[1] - edges[0]) * np.exp(-0.5 * x * x) / np.sqrt(2.0 * np.pi)
+    mean, width, n = pulls.mean(), pulls.std(ddof=1), len(pulls)
+    beyond = int(np.count_nonzero(np.abs(pulls) > 5.0))
+    lines = (
+        f"{n:,} bins" + (f", {beyond} beyond 5" if beyond else ""),
+        f"mean {mean:+.3f} ± {width / np.sqrt(n):.3f}",
+        f"width {width:.3f} ± {width / np.sqrt(2.0 * n):.3f}",
+        rf"$\chi^2$/ndf = {calibration.chi2:.1f}/{calibration.ndf}",
+        f"p = {_probability(calibration.p_value)}",
+    )
+    with _figure(path, 7.0, 5.0, pdf) as figure:
+        axis = figure.subplots()
+        _draw_counts(axis, counts, edges, "4D bins")
+        axis.plot(x, gauss, color=_FIT, label="unit Gaussian", zorder=1)
+        axis.set_xlim(-5.0, 5.0)
+        axis.set_ylim(0.0, 1.2 * max((counts + np.sqrt(counts)).max(), gauss.max()))
+        axis.set_xlabel(r"pull of $s_b^2$ in the $A$, $e$, $M$ fit")
+        axis.set_ylabel(f"4D bins / {edges[1] - edges[0]:g}")
+        _legend(axis, ["4D bins", "unit Gaussian"], loc="upper right")
+        _text_box(axis, lines)
+
+
+def plot_covariance(
+    calibration: ScaleCalibration, path: str | os.PathLike[str], *, pdf: bool = False
+) -> None:
+    """Correlations of the calibration, all A first, then all e, then all M, each in order of eta."""
+    _check_calibration(calibration, None)
+    n = calibration.n_eta
+    order = np.arange(3 * n).reshape(n, 3).T.ravel()
+    matrix = correlation(calibration.covariance)[np.ix_(order, order)]
+    eta = np.asarray(calibration.eta_edges)
+    inner = [n // 4, n // 2, 3 * n // 4] if n >= 4 else []
+    ticks = [group * n + edge for group in range(3) for edge in inner]
+    names = [f"{eta[edge]:g}".replace("-", "−") for _ in range(3) for edge in inner]
+    with _figure(path, 7.6, 5.9, pdf) as figure:
+        figure.set_layout_engine("compressed")
+        axis = figure.subplots()
+        mesh = axis.pcolormesh(
+            np.arange(3 * n + 1), np.arange(3 * n + 1), matrix, cmap="RdBu_r", vmin=-1.0, vmax=1.0
+        )
+        mesh.set_rasterized(True)
+        axis.set_aspect("equal")
+        axis.invert_yaxis()
+        axis.tick_params(which="both", direction="out", top=False, right=False)
+        axis.minorticks_off()
+        axis.set_xticks(ticks, names, fontsize=11)
+        axis.set_yticks(ticks, names, fontsize=11)
+        for group, name in enumerate(_UNITS):
+            middle = (group + 0.5) / 3.0
+            axis.annotate(f"${name}$", (middle, 1.015), xycoords="axes fraction", ha="center", fontsize=17)
+            axis.annotate(
+                f"${name}$", (1.02, 1.0 - middle), xycoords="axes fraction", va="center", fontsize=17
+            )
+            for line in (axis.axhline, axis.axvline):
+                line(group * n, color="black", lw=1.0)
+        axis.set_xlabel(_ETA_LABEL)
+        axis.set_ylabel(_ETA_LABEL)
+        figure.colorbar(mesh, ax=axis, label="correlation", fraction=0.045, pad=0.08, aspect=22)
+
+
+def plot_overview(
+    calibration: ScaleCalibration,
+    spectrum: MassSpectrum,
+    closures: Sequence[Closure],
+    path: str | os.PathLike[str],
+    truth: ScaleParameters | None = None,
+    *,
+    before: Sequence[Closure] = (),
+    title: str = "",
+    pdf: bool = False,
+) -> None:
+    """One figure of 1600 x 900 pixels: mass fit, A, e, M, and the residual scale at other resonances.
+
+    Parameters
+    ----------
+    spectrum : `sum_of_bins` of the fits.
+    closures : one to three, after the calibration.
+    before : the same without it, found by the resonance's name.
+    title : of the mass panel.
+    """
+    _check_calibration(calibration, truth)
+    _check_spectrum(spectrum)
+    if not 1 <= len(closures) <= 3:
+        raise InputError(f"closures: the overview shows one to three, got {len(closures)}")
+    for closure in (*closures, *before):
+        _check_closure(closure)
+        if "A" not in closure.parameter_names:
+            raise InputError(f"closure at {closure.resonance}: the overview shows A, which was not fitted")
+    with _figure(path, 40.0 / 3.0, 7.5, pdf, dpi=120) as figure:
+        left, middle, right = np.asarray(figure.subfigures(1, 3, width_ratios=[1.1, 1.0, 1.0]))
+        main, pulls = left.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
+        _draw_spectrum(main, spectrum)
+        _draw_pulls(pulls, spectrum.edges, spectrum.pulls)
+        pulls.set_xlabel(_MASS_LABEL)
+        main.set_title(title or "Masses in all 4D bins", fontsize=11.5)
+        left.align_ylabels([main, pulls])
+        panels = middle.subplots(3, 1, sharex=True)
+        for axis, name in zip(panels, _UNITS, strict=True):
+            _draw_parameter(axis, calibration, truth, name)
+        panels[0].set_title(
+            "Calibration" if truth is None else _truth_title(calibration, truth), fontsize=11.5
+        )
+        if truth is not None:
+            _legend(panels[0], ["calibration", "truth"], loc="upper left", ncols=2)
+        _stack(panels, calibration.eta_edges, lowest=panels[-1])
+        panels = right.subplots(len(closures), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, closure in zip(panels, closures, strict=True):
+            earlier = [other for other in before if other.resonance == closure.resonance]
+            _draw_before_after(axis, calibration, closure, earlier)
+        _stack(panels, closures[-1].eta_edges, lowest=panels[-1])
+
+
+@contextmanager
+def _figure(
+    path: str | os.PathLike[str], width: float, height: float, pdf: bool, dpi: int = 150
+) -> "Iterator[Figure]":
+    """A figure (inches) in the style of this module, written to ``path`` at the end, but not after an error."""
+    target = Path(path)
+    if target.suffix != ".png":
+        raise InputError(
+            f"{target}: figures are PNG files, give a name that ends in .png (pdf=True adds a PDF)"
+        )
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", dict(_STYLE)]):
+        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+        yield figure
+        with written_atomically(target) as temporary:
+            figure.savefig(temporary, format="png")
+        if pdf:
+            with written_atomically(target.with_suffix(".pdf")) as temporary:
+                figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+
+
+def _mass_edges(model: SignalModel) -> Floats:
+    return np.asarray(model.low * np.exp(model.step * np.arange(model.n_mass + 1)))
+
+
+def _expected(fits: BinFits, model: SignalModel, background: str, row: int) -> tuple[Floats, Floats]:
+    """As `expected_counts`; nan for a row that has no parameters."""
+    if not np.all(np.isfinite(fits.parameters[row])):
+        return np.full(model.n_mass, np.nan), np.full(model.n_mass, np.nan)
+    return expected_counts(fits, model, background, row)
+
+
+def _bin_text(fits: BinFits, row: int) -> tuple[str, ...]:
+    events = f"{fits.n_events[row]:,.0f} events"
+    if fits.status[row] != FitStatus.GOOD:
+        return events, f"fit: {FitStatus(int(fits.status[row])).name.lower().replace('_', ' ')}"
+    error = np.sqrt(np.diagonal(fits.covariance[row]))
+    scale, width = fits.parameters[row, :2]
+    return (
+        events,
+        rf"scale - 1 = ({1e4 * (scale - 1.0):.1f} ± {1e4 * error[0]:.1f}) $\times 10^{{-4}}$",
+        f"width = ({100.0 * width:.2f} ± {100.0 * error[1]:.2f}) %",
+        rf"$\chi^2$/ndf = {fits.chi2[row]:.1f}/{fits.ndf[row]}",
+    )
+
+
+def _chi2_text(what: str, chi2: float, ndf: int, p_value: float) -> str:
+    return rf"{what}:  $\chi^2$/ndf = {chi2:.1f}/{ndf},  p = {_probability(p_value)}"
+
+
+def _probability(p: float) -> str:
+    """0.41, or a power of ten where that is short of digits."""
+    if not 0.0 < p < 1e-3:
+        return f"{p:.2g}"
+    exponent = int(np.floor(np.log10(p)))
+    return rf"{p / 10.0**exponent:.1f}$\times 10^{{{exponent}}}$"
+
+
+def _label(closure: Closure) -> str:
+    return resonance(closure.resonance).label
+
+
+def _against_truth(calibration: ScaleCalibration, truth: ScaleParameters) -> Chi2:
+    names = scale_parameter_names(calibration.n_eta)
+    return chi2_of(calibration.parameters - truth.parameters, calibration.covariance, names)
+
+
+def _errors(calibration: ScaleCalibration, name: str) -> Floats:
+    """(n_eta,) standard deviations of A, e or M."""
+    return np.asarray(np.sqrt(np.diagonal(calibration.covariance))[list(_UNITS).index(name) :: 3])
+
+
+def _relative(scale: ScaleParameters, pt: float, charge: int) -> Floats:
+    return relative_correction(pt, charge, scale.A, scale.e, scale.M)
+
+
+def _scale_at(calibration: ScaleCalibration, pt: float, charge: int) -> tuple[Floats, Floats]:
+    """(n_eta,) dk/k of every eta bin and its error, in 1e-4."""
+    jacobian = np.kron(np.eye(calibration.n_eta), correction_jacobian(pt, charge))
+    error = np.sqrt(propagated_variance(jacobian, calibration.covariance))
+    return _relative(calibration, pt, charge) / 1e-4, error / 1e-4
+
+
+def _closure_points(closure: Closure, name: str) -> tuple[Floats, Floats]:
+    """(n_eta,) residuals and their errors, in the unit of the figure."""
+    names = closure.parameter_names
+    column = names.index(name)
+    error = np.sqrt(np.diagonal(closure.covariance))[column :: len(names)]
+    return closure.values[:, column] / _UNITS[name], error / _UNITS[name]
+
+
+def _projected_errors(calibration: ScaleCalibration, closure: Closure) -> dict[str, Floats]:
+    """(n_eta,) by name: errors of the calibration on what the closure sees, in the unit of the figure.
+
+    An eta bin of the calibration takes <k_C> from the bin of the closure that its centre is in or nearest to.
+    """
+    _check_calibration(calibration, None)
+    centres = _centres(calibration.eta_edges)
+    inner = np.asarray(closure.eta_edges)[1:-1]
+    mean_k = np.asarray(closure.mean_k)[np.searchsorted(inner, centres, side="right")]
+    errors = {name: _errors(calibration, name) / unit for name, unit in _UNITS.items()}
+    if "e" not in closure.parameter_names:
+        jacobian = np.zeros((calibration.n_eta, 3 * calibration.n_eta))
+        bins = np.arange(calibration.n_eta)
+        jacobian[bins, 3 * bins], jacobian[bins, 3 * bins + 1] = 1.0, -mean_k
+        errors["A"] = np.sqrt(propagated_variance(jacobian, calibration.covariance)) / _UNITS["A"]
+    return errors
+
+
+def _centres(edges: Floats) -> Floats:
+    values = np.asarray(edges)
+    return np.asarray(0.5 * (values[1:] + values[:-1]))
+
+
+def _draw_points(axis: "Axes", edges: Floats, value: Floats, error: Floats, label: str) -> None:
+    axis.errorbar(
+        _centres(edges), value, error, 0.5 * np.diff(edges), fmt="o", color=_DATA, label=label, zorder=3,
+        markersize=4.5, elinewidth=1.3,
+    )  # fmt: skip
+
+
+def _draw_parameter(
+    axis: "Axes", calibration: ScaleCalibration, truth: ScaleParameters | None, name: str
+) -> None:
+    """A, e or M with errors against eta, over the steps of the truth."""
+    unit = _UNITS[name]
+    value, error = getattr(calibration, name) / unit, _errors(calibration, name) / unit
+    usual = np.minimum(error, 4.0 * np.median(error))  # one empty-handed forward bin must not set the range
+    drawn = [value - usual, value + usual]
+    if truth is not None:
+        true = getattr(truth, name) / unit
+        axis.stairs(
+            true, np.asarray(truth.eta_edges), baseline=None, color=_TRUTH, lw=1.8, label="truth", zorder=2
+        )
+        drawn.append(true)
+    _draw_points(axis, calibration.eta_edges, value, error, "calibration")
+    axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
+    axis.set_ylabel(_LABELS[name])
+    _range(axis, np.concatenate(drawn), above=0.3 if name == "A" and truth is not None else 0.08)
+
+
+def _draw_pulls(axis: "Axes", edges: Floats, pulls: Floats) -> None:
+    """Points over a band of one sigma."""
+    known = np.abs(pulls[np.isfinite(pulls)])
+    limit = max(3.6, 1.15 * known.max()) if len(known) else 3.6
+    axis.axhspan(-1.0, 1.0, color=_BAND, alpha=0.6, lw=0)
+    axis.axhline(0.0, color=_PAST, lw=0.8)
+    axis.plot(_centres(edges), pulls, "o", color=_DATA, markersize=3.5)
+    axis.set_ylim(-limit, limit)
+    if limit < 6.0:
+        axis.set_yticks([-2.0, 0.0, 2.0])
+    axis.set_ylabel("pull")
+
+
+def _draw_band(axis: "Axes", edges: Floats, sigma: Floats, s: float) -> list[Floats]:
+    """The calibration's uncertainty about zero, and s times it as an outline. Gives what has been drawn."""
+    axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=_BAND, lw=0, label=_SIGMA, zorder=0)
+    if s > 1.0:
+        for sign in (-1.0, 1.0):
+            label = f"±{s:.2f}σ" if sign > 0.0 else None
+            axis.stairs(
+                sign * s * sigma, edges, baseline=None, color=_FIT, lw=1.2, ls="--", label=label, zorder=1
+            )
+    return [s * sigma, -s * sigma]
+
+
+def _draw_counts(axis: "Axes", counts: Floats, edges: Floats, label: str) -> None:
+    """Points with Poisson errors (Garwood's central interval of 68 %); empty bins stay empty."""
+    from mplhep.error_estimation import poisson_interval
+
+    low, high = poisson_interval(counts, counts)
+    some = counts > 0.0
+    error = np.stack([counts - low, high - counts])[:, some]
+    axis.errorbar(
+        _centres(edges)[some], counts[some], error, fmt="o", color=_DATA, label=label,
+        markersize=3.8 if len(counts) <= 60 else 3.0,
+        elinewidth=1.1, zorder=3,
+    )  # fmt: skip
+
+
+def _draw_spectrum(axis: "Axes", spectrum: MassSpectrum) -> None:
+    centres = _centres(spectrum.edges)
+    low, high = float(spectrum.edges[0]), float(spectrum.edges[-1])
+    _draw_counts(axis, spectrum.counts, spectrum.edges, spectrum.label)
+    axis.plot(centres, spectrum.expected, color=_FIT, lw=2.2, label="fit", zorder=2)
+    if np.nansum(spectrum.background) > 0.0:
+        axis.plot(
+            centres, spectrum.background, color=_BACKGROUND, lw=2.0, ls="--", label="background", zorder=2
+        )
+    top = max((spectrum.counts + np.sqrt(spectrum.counts)).max(), np.nan_to_num(spectrum.expected).max(), 1.0)
+    axis.set_xlim(low, high)
+    axis.set_ylim(0.0, 1.25 * top)
+    if top >= 1e5:
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(3, 3), useMathText=True)
+    step = 100.0 * np.log(high / low) / len(spectrum.counts)
+    axis.set_ylabel(rf"Events / ({step:.2g} % of $m_{{\mu\mu}}$)")
+    _legend(axis, [spectrum.label, "fit", "background"], loc="upper right")
+    _text_box(axis, spectrum.text_lines)
+
+
+def _wrapped(title: str) -> str:
+    """Two lines, broken at the middle comma, if one would be too long."""
+    parts = title.split(", ")
+    half = (len(parts) + 1) // 2
+    if len(title) <= 64 or len(parts) == 1:
+        return title
+    return ", ".join(parts[:half]) + ",\n" + ", ".join(parts[half:])
+
+
+def _text_box(axis: "Axes", lines: Sequence[str]) -> None:
+    axis.annotate(
+        "\n".join(lines).replace("-", "−"),
+        (0.03, 0.96),
+        xycoords="axes fraction",
+        va="top",
+        fontsize=11.5,
+        linespacing=1.45,
+    )
+
+
+def _draw_before_after(
+    axis: "Axes", calibration: ScaleCalibration, closure: Closure, before: Sequence[Closure]
+) -> None:
+    """Residual A of one resonance, without and with the calibration, on the band of its uncertainty."""
+    sigma = _projected_errors(calibration, closure)["A"]
+    drawn = _draw_band(axis, np.asarray(calibration.eta_edges), sigma, 1.0)
+    for other in before:
+        value, error = _closure_points(other, "A")
+        beside = _centres(other.eta_edges) - 0.2 * np.diff(other.eta_edges)
+        axis.errorbar(
+            beside, value, error, fmt="o", color=_PAST, label="before", zorder=2.5, markersize=4.5,
+            markerfacecolor="white", elinewidth=1.1,
+        )  # fmt: skip
+        drawn += [value - error, value + error]
+    value, error = _closure_points(closure, "A")
+    _draw_points(axis, closure.eta_edges, value, error, "after")
+    axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
+    axis.set_title(
+        rf"{_label(closure)} closure: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, s = {closure.s:.2f}",
+        fontsize=11.5,
+    )
+    axis.set_ylabel("residual " + _LABELS["A"])
+    _legend(axis, ["before", "after", _SIGMA], loc="upper left", ncols=3, **_COMPACT)
+    _range(axis, np.concatenate([*drawn, value - error, value + error]), symmetric=True, above=0.2)
+
+
+def _truth_title(calibration: ScaleCalibration, truth: ScaleParameters) -> str:
+    test = _against_truth(calibration, truth)
+    return _chi2_text("Against truth", test.chi2, test.ndf, test.p_value)
+
+
+def _scale_legend(axis: "Axes", with_truth: bool) -> None:
+    """A line on its band for each charge, and one neutral entry for the dotted truth of both."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        (Patch(color=colour, alpha=0.3, lw=0), Line2D([], [], color=colour, lw=1.6))
+        for colour in (_FIT, _MINUS)
+    ]
+    names = [r"$\mu^+$ ±1σ", r"$\mu^-$ ±1σ"]
+    if with_truth:
+        handles.append(Line2D([], [], color="black", ls=_DOTS, lw=2.4))
+        names.append("truth")
+    axis.legend(handles, names, loc="upper right", ncols=3)
+
+
+def _range(axis: "Axes", drawn: Floats, *, symmetric: bool = False, above: float = 0.08) -> None:
+    """y range of what was drawn, with a margin, and ``above`` of the height free for text."""
+    low, high = float(np.min(drawn)), float(np.max(drawn))
+    if symmetric:
+        low, high = min(low, -high), max(high, -low)
+    span = max(high - low, 1e-9)
+    axis.set_ylim(low - 0.08 * span, high + (0.03 + above) * span)
+
+
+def _eta_axis(axis: "Axes", edges: Floats) -> None:
+    axis.set_xlim(float(edges[0]), float(edges[-1]))
+    axis.set_xlabel(_ETA_LABEL)
+
+
+def _panels(figure: "Figure", *, with_pulls: bool) -> "tuple[list[Axes], list[Axes]]":
+    """Three panels on top of each other, each with a lower one for pulls close to it if asked for."""
+    if not with_pulls:
+        return list(figure.subplots(3, 1, sharex=True)), []
+    grid = figure.add_gridspec(8, 1, height_ratios=[2.6, 1.0, 0.12, 2.6, 1.0, 0.12, 2.6, 1.0])
+    axes = [figure.add_subplot(grid[row]) for row in (0, 1, 3, 4, 6, 7)]
+    return axes[::2], axes[1::2]
+
+
+def _stack(axes: "Sequence[Axes]", edges: Floats, lowest: "Axes") -> None:
+    """A column of panels over one eta axis, labelled at the lowest."""
+    for axis in axes:
+        axis.set_xlim(float(edges[0]), float(edges[-1]))
+        axis.tick_params(labelbottom=axis is lowest)
+    lowest.set_xlabel(_ETA_LABEL)
+    lowest.get_figure(root=True).align_ylabels(axes)  # type: ignore[union-attr]
+
+
+def _legend(axis: "Axes", order: Sequence[str], **options: Any) -> None:
+    """A legend of the entries in ``order``, those that were drawn."""
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    names = [name for name in order if name in handles]
+    axis.legend([handles[name] for name in names], names, **options)
+
+
+def _check_scale(scale: ScaleParameters, what: str) -> None:
+    n = len(scale.eta_edges) - 1
+    if n < 1 or np.any(np.diff(scale.eta_edges) <= 0.0):
+        raise InputError(f"{what}: eta_edges must increase, got {list(scale.eta_edges)}")
+    for name in _UNITS:
+        values = np.asarray(getattr(scale, name))
+        if values.shape != (n,) or not np.all(np.isfinite(values)):
+            raise InputError(
+                f"{what}: {name} of shape {values.shape} must be {n} finite numbers, one per eta bin"
+            )
+
+
+def _check_calibration(calibration: ScaleCalibration, truth: ScaleParameters | None) -> None:
+    _check_scale(calibration, "calibration")
+    n = calibration.n_eta
+    checked_covariance(calibration.covariance, scale_parameter_names(n))
+    if truth is None:
+        return
+    _check_scale(truth, "truth")
+    if not np.array_equal(truth.eta_edges, calibration.eta_edges):
+        raise InputError(f"truth: its {truth.n_eta} eta bins are not the {n} of the calibration")
+
+
+def _check_closure(closure: Closure) -> None:
+    n, names = len(closure.eta_edges) - 1, closure.parameter_names
+    if not names or any(name not in _UNITS for name in names):
+        raise InputError(f"closure at {closure.resonance}: unknown parameters {names}, known are A, e, M")
+    if closure.values.shape != (n, len(names)):
+        raise InputError(
+            f"closure at {closure.resonance}: values of shape {closure.values.shape}, not {(n, len(names))}"
+        )
+    if np.shape(closure.mean_k) != (n,):
+        raise InputError(
+            f"closure at {closure.resonance}: mean_k of shape {np.shape(closure.mean_k)}, not {(n,)}"
+        )
+    checked_covariance(closure.covariance, [f"{name}{i}" for i in range(n) for name in names])
+
+
+def _check_spectrum(spectrum: MassSpectrum) -> None:
+    n = len(spectrum.counts)
+    for name, length in (("counts", n), ("expected", n), ("background", n), ("edges", n + 1)):
+        shape = np.shape(getattr(spectrum, name))
+        if shape != (length,):
+            raise InputError(f"mass spectrum: {name} of shape {shape}, expected ({length},)")
+
+
+def _checked_counts(counts: ArrayLike, fits: BinFits, model: SignalModel) -> Floats:
+    table = np.asarray(counts, dtype=np.float64)
+    expected = (len(fits.status), model.n_mass)
+    if table.shape != expected or len(model.table_of) != expected[0]:
+        raise InputError(
+            f"counts of shape {table.shape} and a model of {len(model.table_of)} bins for "
+            f"{expected[0]} fits of {expected[1]} mass bins: give the rows that were fitted"
+        )
+    return table
