@@ -121,8 +121,8 @@ def fit_masses(
     simulated = np.asarray(simulation.counts[in_simulation], dtype=np.float64)
     variances = simulated if simulation.variances is None else simulation.variances[in_simulation]
     signal = signal_model(model, simulation, in_simulation, resonance)
-    reference = fit_bins(simulated, signal, "none", variances=variances)
-    start = np.where(reference.converged[:, None], reference.parameters, [1.0, signal.start_width, 0.0, 0.0])
+    pure = reference = fit_bins(simulated, signal, "none", variances=variances)
+    start = np.where(pure.converged[:, None], pure.parameters, [1.0, signal.start_width, 0.0, 0.0])
     start[:, 2] = 0.1
     fitted = fit_bins(counts, signal, model.background, start=start)
     if model.background != "none":
@@ -137,6 +137,7 @@ def fit_masses(
         bins=data.bins[in_data],
         data=fitted,
         reference=reference,
+        pure=pure,
         mean_k=data.mean_k[in_data],
         mean_pt=data.mean_pt[in_data],
         mean_f=data.mean_f[in_data],

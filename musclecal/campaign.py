@@ -345,22 +345,22 @@ class Campaign:
 
     # Closure
 
-    def closure_task(self, resonance: str) -> Task:
-        """Residual correction at another resonance (or the same one, as a second pass)."""
-        passes = self.last_pass + 1
+    def closure_task(self, resonance: str, *, corrected: bool = True) -> Task:
+        """Residual correction at another resonance (or the same one, as one more pass), or what it sees uncorrected."""
+        passes = self.last_pass + 1 if corrected else 0
         parameters = ("A", "e", "M") if self.config.settings(resonance).fit_e else ("A", "M")
-        after = (self.fit_task(resonance, passes), self.extract_task(self.last_pass))
-        output = self.output / "closure" / f"{resonance}.h5"
-        run = partial(self._close, resonance, parameters)
-        return Task(f"closure/{resonance}", "closure", output, run, {"parameters": parameters}, (), after)
+        after = (self.fit_task(resonance, passes), *self._scale_task(passes))
+        name = resonance if corrected else f"{resonance}_uncorrected"
+        output = self.output / "closure" / f"{name}.h5"
+        run = partial(self._close, resonance, passes, parameters, output)
+        return Task(f"closure/{name}", "closure", output, run, {"parameters": parameters}, (), after)
 
-    def _close(self, resonance: str, parameters: tuple[str, ...]) -> None:
-        fits = self.mass_fits(resonance, self.last_pass + 1)
-        save(self.closure_task(resonance).output, closure_test(fits, self.calibration(), parameters))
+    def _close(self, resonance: str, passes: int, parameters: tuple[str, ...], output: Path) -> None:
+        save(output, closure_test(self.mass_fits(resonance, passes), self._scale(passes), parameters))
 
-    def closure(self, resonance: str) -> Closure:
+    def closure(self, resonance: str, *, corrected: bool = True) -> Closure:
         """The closure of a resonance, once its task is done."""
-        return load(self.closure_task(resonance).output, Closure)
+        return load(self.closure_task(resonance, corrected=corrected).output, Closure)
 
     # Export and report
 
@@ -396,19 +396,22 @@ class Campaign:
 
     def report_task(self) -> Task:
         """Figures and the summary in words."""
-        after = (self.export_task(), *(self.closure_task(name) for name in self.closures))
-        truth = [
-            str(self.folder / s.simulate.truth)
-            for s in self.config.samples_of(self.calibrated, "data").values()
-            if s.simulate is not None and s.simulate.truth is not None
-        ]
+        after = [self.export_task(), self.extract_task(0)]
+        for name in self.closures:
+            after += [self.closure_task(name), self.closure_task(name, corrected=False)]
         output = self.output / "report.txt"
-        return Task("report", "report", output, self._report, {}, tuple(truth[:1]), after)
+        return Task("report", "report", output, self._report, {}, self._truth_files(), tuple(after))
+
+    def _truth_files(self) -> tuple[str, ...]:
+        samples = self.config.samples_of(self.calibrated, "data").values()
+        return tuple({str(self.folder / s.simulate.truth) for s in samples if s.simulate and s.simulate.truth})
 
     def _report(self) -> None:
-        from musclecal.validation.report import campaign_report
+        from musclecal.figures import write_figures
+        from musclecal.report import summary
 
-        write_text(self.report_task().output, campaign_report(self))
+        write_figures(self, self.output / "figures")
+        write_text(self.report_task().output, summary(self))
 
     # All
 

@@ -127,20 +127,20 @@ def _show_simulate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 
 
 def _show_fill(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.validation.report import cut_flow_text, fill_table
+    from musclecal.report import cut_flow_text, fill_table
 
     return cut_flow_text(campaign, campaign.calibrated, 0), fill_table(campaign)
 
 
 def _show_fit(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.validation.report import fit_table, fit_text
+    from musclecal.report import fit_table, fit_text
 
     fits = campaign.mass_fits(campaign.calibrated, 0)
     return fit_text(fits), fit_table(fits)
 
 
 def _show_extract(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.validation.report import calibration_table, calibration_text
+    from musclecal.report import calibration_table, calibration_text
 
     calibration = campaign.calibration()
     return calibration_text(calibration, campaign.truth()), calibration_table(calibration)
@@ -153,7 +153,7 @@ def _show_export(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 
 
 def _show_report(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.validation.report import calibration_table
+    from musclecal.report import calibration_table
 
     return campaign.report_task().output.read_text(encoding="utf-8").rstrip(), {
         "report": str(campaign.report_task().output),
@@ -184,7 +184,7 @@ def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
     Exit code 3 if a gated closure fails.
     """
     from musclecal.resonances import resonance
-    from musclecal.validation.report import closure_table, closure_text
+    from musclecal.report import closure_table, closure_text
 
     campaign, progress = _open(path)
     if name is not None:
@@ -215,7 +215,7 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
 
     CAMPAIGN_FILE is a TOML file (default campaign.toml); with --demo it is the folder to write to (default demo).
     """
-    from musclecal.validation.report import calibration_table, closure_table
+    from musclecal.report import calibration_table, closure_table
 
     if demo:
         from musclecal.demo import write_demo
@@ -255,7 +255,8 @@ def draw(
     name: str, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
 ) -> None:
     """Draw the mass fit (GeV) of one 4D bin, or of all bins together."""
-    from musclecal.validation.report import bins_text, draw_mass_fit
+    from musclecal.figures import draw_mass_fit
+    from musclecal.report import bins_text
 
     campaign, progress = _open(path)
     _run(campaign, progress, [campaign.fit_task(name, passes)], False)

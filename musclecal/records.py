@@ -217,7 +217,8 @@ class MassFits:
     ----------
     binning, resonance, model, background : what was fitted.
     bins : (n_bin,) 4D bin numbers, those with at least ``min_events`` in data and simulation.
-    data, reference : the fits.
+    data, reference : the fits; the reference is the simulation with background as in the data.
+    pure : the fits to the simulation as it is, without background.
     mean_k, mean_pt, mean_f : (n_bin, 2) of the data, as in `MassHistogram`.
     events_selected : events of the data inside the binning and window.
     events_fitted : of these, events in bins that were fitted at all.
@@ -231,6 +232,7 @@ class MassFits:
     bins: Ints
     data: BinFits
     reference: BinFits
+    pure: BinFits
     mean_k: Floats
     mean_pt: Floats
     mean_f: Floats
@@ -340,7 +342,8 @@ class Closure:
     calibration_covariance : the same shape: what the calibration's own uncertainty and that of the resonance mass add.
     chi2, ndf, p_value : of ``values`` against zero with the sum of both.
     fit_chi2, fit_ndf : of the fit to the 4D mass scales.
-    s : factor on the calibration's uncertainty that makes the residuals expected; unclipped.
+    s : factor on the calibration's uncertainty that makes the residuals expected, unclipped; None where no
+        calibration was applied.
     mean_k : (n_eta,) mean curvature of the muons used, 1/GeV.
     events_fraction : events in used fits over events selected.
     """
@@ -357,11 +360,11 @@ class Closure:
     p_value: float
     fit_chi2: float
     fit_ndf: int
-    s: float
+    s: float | None
     mean_k: Floats
     events_fraction: float
 
     @property
-    def s_quoted(self) -> float:
+    def s_quoted(self) -> float | None:
         """max(1, s)."""
-        return max(1.0, self.s)
+        return None if self.s is None else max(1.0, self.s)

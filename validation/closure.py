@@ -18,7 +18,7 @@ from musclecal.fits.scale_fit import fit_scale
 from musclecal.records import Closure, Floats, MassFits, ScaleCalibration
 from musclecal.resonances import resonance
 
-__all__ = ["closure_test", "projection", "scale_factor"]
+__all__ = ["closure_test", "mean_residual", "projection", "scale_factor"]
 
 
 def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
@@ -63,28 +63,31 @@ def _mass_part(parameter_names: tuple[str, ...], n_eta: int, relative_error: flo
 
 
 def closure_test(
-    fits: MassFits, calibration: ScaleCalibration, parameters: tuple[str, ...] = ("A", "M")
+    fits: MassFits, calibration: ScaleCalibration | None, parameters: tuple[str, ...] = ("A", "M")
 ) -> Closure:
-    """Residual of the muons in ``fits``, to which ``calibration`` has been applied.
+    """Residual of the muons in ``fits``, to which ``calibration`` has been applied (None: nothing was).
 
     Raises
     ------
     InputError : other eta bins than the calibration's, or what `fit_scale` raises.
     """
-    if not np.array_equal(np.array(fits.binning.eta_edges), calibration.eta_edges):
+    edges = np.array(fits.binning.eta_edges)
+    if calibration is not None and not np.array_equal(edges, calibration.eta_edges):
         raise InputError("closure: the eta bins differ from those of the calibration")
     solution = fit_scale(fits, parameters)
     names = solution.parameter_names
     line = resonance(fits.resonance).line
-    seen = projection(names, solution.mean_k)
-    calibration_part = seen @ calibration.covariance @ seen.T
-    mass_part = _mass_part(names, calibration.n_eta, line.mass_error / line.mass)
+    calibration_part = np.zeros_like(solution.covariance)
+    if calibration is not None:
+        seen = projection(names, solution.mean_k)
+        calibration_part = seen @ calibration.covariance @ seen.T
+    mass_part = _mass_part(names, len(edges) - 1, line.mass_error / line.mass)
     residual = solution.values.ravel()
     against_zero = chi2_of(residual, calibration_part + mass_part + solution.covariance)
     return Closure(
         resonance=fits.resonance,
         engine="scalar",
-        eta_edges=calibration.eta_edges,
+        eta_edges=edges,
         parameter_names=names,
         values=solution.values,
         covariance=solution.covariance,
@@ -94,7 +97,20 @@ def closure_test(
         p_value=against_zero.p_value,
         fit_chi2=solution.chi2,
         fit_ndf=solution.ndf,
-        s=scale_factor(residual, calibration_part, solution.covariance + mass_part),
+        s=scale_factor(residual, calibration_part, solution.covariance + mass_part) if calibration else None,
         mean_k=solution.mean_k,
         events_fraction=fits.events_fraction,
     )
+
+
+def mean_residual(closure: Closure, parameter: str = "A") -> tuple[float, float]:
+    """Average of a parameter over the eta bins, weighted by the full covariance, and its error from the closure alone.
+
+    For A: the relative momentum scale that is still to be corrected.
+    """
+    n_fit = len(closure.parameter_names)
+    rows = np.arange(len(closure.values)) * n_fit + closure.parameter_names.index(parameter)
+    covariance = closure.covariance[np.ix_(rows, rows)]
+    weight = np.linalg.solve(covariance, np.ones(len(rows)))
+    variance = 1.0 / weight.sum()
+    return float(variance * (weight @ closure.values.ravel()[rows])), float(np.sqrt(variance))

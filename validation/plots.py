@@ -34,6 +34,7 @@ from musclecal.records import BinFits, Closure, Floats, ScaleCalibration, ScaleP
 from musclecal.resonances import resonance
 from musclecal.scale import correction_jacobian, relative_correction
 from musclecal.store import written_atomically
+from musclecal.validation.closure import projection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +116,7 @@ class MassSpectrum:
 
     @property
     def pulls(self) -> Floats:
-        """(n_mass,) (counts - expected)/sqrt(expected), the terms of Pearson's chi2; nan where none is expected."""
+        """(n_mass,) (counts - expected)/sqrt(expected), the terms of Pearson's chi2; nan if none expected."""
         sigma = np.sqrt(np.where(self.expected > 0.0, self.expected, np.nan))
         return np.asarray((self.counts - self.expected) / sigma)
 
@@ -184,8 +185,8 @@ def plot_calibration(
 ) -> None:
     """A, e and M against eta with their errors; with ``truth`` also its steps and the pulls.
 
-    The title compares with the truth by the full covariance: A and e of an eta bin correlate by more than 0.9,
-    so that the pulls below the panels are not independent.
+    The title compares with the truth by the full covariance: A and e of an eta bin correlate by more than
+    0.9, so that the pulls below the panels are not independent.
     """
     _check_calibration(calibration, truth)
     title = _chi2_text("fit of the 4D bins", calibration.chi2, calibration.ndf, calibration.p_value)
@@ -263,10 +264,10 @@ def plot_closure(
     *,
     pdf: bool = False,
 ) -> None:
-    """Residual correction against eta, on a band of the uncertainty of ``calibration``, plain and times s.
+    """Residual correction against eta, on a band of the ``calibration``'s uncertainty, plain and times s.
 
-    The band is what the closure can see of it: A - e <k_C> and M where e is not fitted (physics.md section 4).
-    chi2 and p-value are of the closure's own errors, without the band; s accounts for both.
+    The band is what the closure can see of it: A - e <k_C> and M where e is not fitted (physics.md section
+    4). Points have the errors of the closure alone; chi2 and p-value in the title account for both.
     """
     _check_closure(closure)
     bands = {} if calibration is None else _projected_errors(calibration, closure)
@@ -276,16 +277,17 @@ def plot_closure(
             value, error = _closure_points(closure, name)
             drawn = [value - error, value + error]
             if calibration is not None:
-                drawn += _draw_band(axis, np.asarray(calibration.eta_edges), bands[name], closure.s_quoted)
+                drawn += _draw_band(axis, closure, bands[name])
             _draw_points(axis, closure.eta_edges, value, error, "residual")
             axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
             axis.set_ylabel("residual " + _LABELS[name])
             _range(axis, np.concatenate(drawn), symmetric=True, above=0.3 if axis is axes[0] else 0.05)
-        _legend(axes[0], ["residual", _SIGMA, f"±{closure.s_quoted:.2f}σ"], loc="upper left", ncols=3)
+        _legend(axes[0], ["residual", _SIGMA, _scaled(closure)], loc="upper left", ncols=3)
+        used = f"{closure.engine} fit, {100.0 * closure.events_fraction:.0f} % of the events used"
         axes[0].set_title(
-            f"Closure at the {_label(closure)} ({closure.engine}, {100.0 * closure.events_fraction:.0f} % of events)\n"
-            + _chi2_text("own errors", closure.chi2, closure.ndf, closure.p_value)
-            + f",  s = {closure.s:.2f}"
+            f"Closure at the {_label(closure)} ({used})\n"
+            + _chi2_text("residuals against zero", closure.chi2, closure.ndf, closure.p_value)
+            + ("" if closure.s is None else f", s = {closure.s:.2f}")
         )
         _eta_axis(axes[-1], closure.eta_edges)
         figure.align_ylabels(axes)
@@ -415,7 +417,7 @@ def plot_overview(
 def _figure(
     path: str | os.PathLike[str], width: float, height: float, pdf: bool, dpi: int = 150
 ) -> "Iterator[Figure]":
-    """A figure (inches) in the style of this module, written to ``path`` at the end, but not after an error."""
+    """A figure (inches) in the style of this module, written to ``path`` unless there is an error."""
     target = Path(path)
     if target.suffix != ".png":
         raise InputError(
@@ -460,7 +462,7 @@ def _bin_text(fits: BinFits, row: int) -> tuple[str, ...]:
 
 
 def _chi2_text(what: str, chi2: float, ndf: int, p_value: float) -> str:
-    return rf"{what}:  $\chi^2$/ndf = {chi2:.1f}/{ndf},  p = {_probability(p_value)}"
+    return rf"{what}: $\chi^2$/ndf = {chi2:.1f}/{ndf}, p = {_probability(p_value)}"
 
 
 def _probability(p: float) -> str:
@@ -505,21 +507,14 @@ def _closure_points(closure: Closure, name: str) -> tuple[Floats, Floats]:
 
 
 def _projected_errors(calibration: ScaleCalibration, closure: Closure) -> dict[str, Floats]:
-    """(n_eta,) by name: errors of the calibration on what the closure sees, in the unit of the figure.
-
-    An eta bin of the calibration takes <k_C> from the bin of the closure that its centre is in or nearest to.
-    """
+    """(n_eta,) by name: errors of the calibration on what the closure sees, in the unit of the figure."""
     _check_calibration(calibration, None)
-    centres = _centres(calibration.eta_edges)
-    inner = np.asarray(closure.eta_edges)[1:-1]
-    mean_k = np.asarray(closure.mean_k)[np.searchsorted(inner, centres, side="right")]
-    errors = {name: _errors(calibration, name) / unit for name, unit in _UNITS.items()}
-    if "e" not in closure.parameter_names:
-        jacobian = np.zeros((calibration.n_eta, 3 * calibration.n_eta))
-        bins = np.arange(calibration.n_eta)
-        jacobian[bins, 3 * bins], jacobian[bins, 3 * bins + 1] = 1.0, -mean_k
-        errors["A"] = np.sqrt(propagated_variance(jacobian, calibration.covariance)) / _UNITS["A"]
-    return errors
+    if not np.array_equal(calibration.eta_edges, closure.eta_edges):
+        raise InputError(f"closure at {closure.resonance}: its eta bins are not those of the calibration")
+    names = closure.parameter_names
+    seen = projection(names, closure.mean_k)
+    error = np.sqrt(propagated_variance(seen, calibration.covariance)).reshape(-1, len(names))
+    return {name: error[:, column] / _UNITS[name] for column, name in enumerate(names)}
 
 
 def _centres(edges: Floats) -> Floats:
@@ -567,16 +562,20 @@ def _draw_pulls(axis: "Axes", edges: Floats, pulls: Floats) -> None:
     axis.set_ylabel("pull")
 
 
-def _draw_band(axis: "Axes", edges: Floats, sigma: Floats, s: float) -> list[Floats]:
-    """The calibration's uncertainty about zero, and s times it as an outline. Gives what has been drawn."""
+def _draw_band(axis: "Axes", closure: Closure, sigma: Floats, *, scaled: bool = True) -> list[Floats]:
+    """The calibration's uncertainty about zero, and s times it as an outline if s > 1. Gives what is drawn."""
+    edges, s = np.asarray(closure.eta_edges), closure.s_quoted
     axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=_BAND, lw=0, label=_SIGMA, zorder=0)
-    if s > 1.0:
-        for sign in (-1.0, 1.0):
-            label = f"±{s:.2f}σ" if sign > 0.0 else None
-            axis.stairs(
-                sign * s * sigma, edges, baseline=None, color=_FIT, lw=1.2, ls="--", label=label, zorder=1
-            )
+    if not scaled or s is None or s == 1.0:
+        return [sigma, -sigma]
+    outline: dict[str, Any] = {"baseline": None, "color": _FIT, "lw": 1.2, "ls": "--", "zorder": 1}
+    axis.stairs(s * sigma, edges, label=_scaled(closure), **outline)
+    axis.stairs(-s * sigma, edges, **outline)
     return [s * sigma, -s * sigma]
+
+
+def _scaled(closure: Closure) -> str:
+    return "" if closure.s is None else f"±s σ, s = {closure.s_quoted:.2f}"
 
 
 def _draw_counts(axis: "Axes", counts: Floats, edges: Floats, label: str) -> None:
@@ -638,7 +637,7 @@ def _draw_before_after(
 ) -> None:
     """Residual A of one resonance, without and with the calibration, on the band of its uncertainty."""
     sigma = _projected_errors(calibration, closure)["A"]
-    drawn = _draw_band(axis, np.asarray(calibration.eta_edges), sigma, 1.0)
+    drawn = _draw_band(axis, closure, sigma, scaled=False)
     for other in before:
         value, error = _closure_points(other, "A")
         beside = _centres(other.eta_edges) - 0.2 * np.diff(other.eta_edges)
@@ -651,7 +650,8 @@ def _draw_before_after(
     _draw_points(axis, closure.eta_edges, value, error, "after")
     axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
     axis.set_title(
-        rf"{_label(closure)} closure: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, s = {closure.s:.2f}",
+        rf"{_label(closure)} closure: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, "
+        f"p = {_probability(closure.p_value)}",
         fontsize=11.5,
     )
     axis.set_ylabel("residual " + _LABELS["A"])

@@ -1,0 +1,71 @@
+"""The figures of a campaign: which record goes into which plot."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from musclecal.errors import InputError
+from musclecal.fits.mass_fits import signal_model
+from musclecal.records import MassFits
+from musclecal.validation import plots
+
+if TYPE_CHECKING:
+    from musclecal.campaign import Campaign
+
+__all__ = ["draw_mass_fit", "write_figures"]
+
+
+def _spectrum(
+    campaign: "Campaign", fits: MassFits, passes: int, number: int | None, *, simulation: bool = False
+) -> plots.MassSpectrum:
+    """The data (or simulation) of one fitted 4D bin, or of all usable ones, with the fit."""
+    data, simulated = campaign.histograms(fits.resonance, passes)
+    rows = np.searchsorted(simulated.bins, fits.bins)
+    resonance = campaign.config.resonance(fits.resonance)
+    model = signal_model(campaign.mass_model(fits.resonance), simulated, rows, resonance)
+    if simulation:
+        counts, shown, background, label = simulated.counts[rows], fits.pure, "none", "Simulation"
+    else:
+        counts, shown = data.counts[np.searchsorted(data.bins, fits.bins)], fits.data
+        background, label = fits.background, "Data"
+    if number is None:
+        return plots.sum_of_bins(counts, shown, model, background, fits.usable, label=label)
+    row = int(np.searchsorted(fits.bins, number))
+    if row == len(fits.bins) or fits.bins[row] != number:
+        raise InputError(f"bin {number} was not fitted (fewer than {fits.min_events} events): see `draw --list`")
+    return plots.spectrum_of_bin(counts, shown, model, background, row, label=label)
+
+
+def draw_mass_fit(
+    campaign: "Campaign", resonance: str, passes: int, number: int | None, path: Path, *, simulation: bool = False
+) -> None:
+    """Draw the fit of 4D bin ``number``, or of the sum over all used bins."""
+    fits = campaign.mass_fits(resonance, passes)
+    spectrum = _spectrum(campaign, fits, passes, number, simulation=simulation)
+    title = f"{len(fits.bins)} 4D bins together" if number is None else fits.binning.describe(number)
+    plots.plot_mass_fit(spectrum, path, title=f"{campaign.config.resonance(resonance).label}: {title}")
+
+
+def write_figures(campaign: "Campaign", folder: Path) -> None:
+    """All figures of a finished campaign."""
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration, truth = campaign.calibration(), campaign.truth()
+    plots.plot_calibration(calibration, folder / "calibration.png", truth)
+    plots.plot_scale_at(calibration, folder / "scale_at_pt.png", truth=truth)
+    plots.plot_pulls(calibration, folder / "pulls.png")
+    plots.plot_covariance(calibration, folder / "correlations.png")
+    draw_mass_fit(campaign, campaign.calibrated, campaign.last_pass, None, folder / f"mass_{campaign.calibrated}.png")
+    closures, before = [], []
+    for name in campaign.closures:
+        closures.append(campaign.closure(name))
+        before.append(campaign.closure(name, corrected=False))
+        plots.plot_closure(closures[-1], folder / f"closure_{name}.png", calibration)
+        draw_mass_fit(campaign, name, campaign.last_pass + 1, None, folder / f"mass_{name}.png")
+    if closures:
+        fits = campaign.mass_fits(campaign.calibrated, campaign.last_pass)
+        spectrum = _spectrum(campaign, fits, campaign.last_pass, None)
+        plots.plot_overview(
+            calibration, spectrum, closures[:3], folder / "overview.png", truth, before=before,
+            title=f"{campaign.config.resonance(campaign.calibrated).label}: masses in {len(fits.bins)} 4D bins",
+        )  # fmt: skip

@@ -1,0 +1,236 @@
+"""Results in words: tables for people, and the JSON objects that scripts read. Nothing is fitted here."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from musclecal.covariance import chi2_of
+from musclecal.fits.likelihood import FitStatus
+from musclecal.records import Closure, MassFits, MassHistogram, ScaleCalibration, ScaleParameters
+from musclecal.scale import relative_correction
+from musclecal.selection import format_cut_flow
+from musclecal.store import load
+from musclecal.validation.closure import mean_residual
+
+if TYPE_CHECKING:
+    from musclecal.campaign import Campaign
+
+__all__ = [
+    "bins_text",
+    "calibration_table",
+    "calibration_text",
+    "closure_table",
+    "closure_text",
+    "cut_flow_text",
+    "fill_table",
+    "fit_table",
+    "fit_text",
+    "summary",
+]
+
+
+def cut_flow_text(campaign: "Campaign", resonance: str, passes: int) -> str:
+    """Cut flows of all samples of a resonance, and what fell outside the binning."""
+    parts = []
+    for kind in ("data", "simulation"):
+        histogram = load(campaign.fill_task(resonance, kind, passes).output, MassHistogram)
+        for name, flow in histogram.cut_flows.items():
+            parts.append(f"{name}\n{format_cut_flow(flow)}")
+        where = f"{resonance} {kind}: {histogram.n_events:,.0f} events in {len(histogram.bins):,} 4D bins"
+        parts.append(f"{where}, {histogram.n_outside:,} outside the binning")
+    return "\n\n".join(parts)
+
+
+def fill_table(campaign: "Campaign") -> dict[str, object]:
+    """Events, occupied bins and cut flows of data and simulation."""
+    table: dict[str, object] = {"resonance": campaign.calibrated}
+    for kind in ("data", "simulation"):
+        histogram = load(campaign.fill_task(campaign.calibrated, kind, 0).output, MassHistogram)
+        table[kind] = {
+            "events": histogram.n_events,
+            "bins": len(histogram.bins),
+            "outside": histogram.n_outside,
+            "pt_edges": list(histogram.binning.pt_edges),
+            "cut_flows": {
+                name: dict(zip(flow.names, flow.counts, strict=True)) for name, flow in histogram.cut_flows.items()
+            },
+        }
+    return table
+
+
+def _statuses(fits: MassFits) -> dict[str, int]:
+    status = fits.data.status
+    return {s.name.lower(): int(np.count_nonzero(status == s)) for s in FitStatus}
+
+
+def fit_table(fits: MassFits) -> dict[str, object]:
+    """How the mass fits went."""
+    good = fits.usable
+    chi2, ndf = float(fits.data.chi2[good].sum()), int(fits.data.ndf[good].sum())
+    return {
+        "resonance": fits.resonance,
+        "model": fits.model,
+        "background": fits.background,
+        "bins": len(fits.bins),
+        "usable": int(np.count_nonzero(good)),
+        "status": _statuses(fits),
+        "events_fraction": fits.events_fraction,
+        "converged_fraction": fits.converged_fraction,
+        "chi2": chi2,
+        "ndf": ndf,
+    }
+
+
+def fit_text(fits: MassFits) -> str:
+    """How the mass fits went, in words."""
+    good = fits.usable
+    chi2, ndf = fits.data.chi2[good].sum(), fits.data.ndf[good].sum()
+    failed = ", ".join(f"{n} {name}" for name, n in _statuses(fits).items() if n and name != "good")
+    offset = 1e5 * (np.average(fits.scale[good], weights=1.0 / fits.scale_variance[good]) - 1.0)
+    return (
+        f"{fits.resonance}: {len(fits.bins)} bins fitted with {fits.model} + {fits.background} background, "
+        f"{np.count_nonzero(good)} good{f' ({failed})' if failed else ''}\n"
+        f"events in used fits {100 * fits.events_fraction:.2f} % of the selected ones, "
+        f"{100 * fits.converged_fraction:.2f} % of those in fitted bins\n"
+        f"Pearson chi2 of the data fits {chi2:.0f}/{ndf} = {chi2 / max(ndf, 1):.3f}; "
+        f"median width {100 * np.median(fits.data.width[good]):.2f} %; "
+        f"mean mass scale data/simulation - 1 = {offset:+.1f}e-5"
+    )
+
+
+def bins_text(fits: MassFits) -> str:
+    """One line per fitted 4D bin."""
+    lines = ["   bin    events  status  scale-1[1e-5]    error  width[%]  backgr.  chi2/ndf  where"]
+    error = np.sqrt(fits.scale_variance)
+    for row, number in enumerate(fits.bins):
+        data = fits.data
+        lines.append(
+            f"{number:6d} {data.n_events[row]:9.0f} {FitStatus(data.status[row]).name.lower():>7} "
+            f"{1e5 * (fits.scale[row] - 1):14.1f} {1e5 * error[row]:8.1f} {100 * data.width[row]:9.3f} "
+            f"{data.parameters[row, 2]:8.3f} {data.chi2[row]:5.0f}/{data.ndf[row]:<4d} {fits.binning.describe(number)}"
+        )
+    return "\n".join(lines)
+
+
+def calibration_table(calibration: ScaleCalibration) -> dict[str, object]:
+    """The calibration as plain numbers."""
+    return {
+        "eta_edges": calibration.eta_edges.tolist(),
+        "A": calibration.A.tolist(),
+        "e": calibration.e.tolist(),
+        "M": calibration.M.tolist(),
+        "covariance": calibration.covariance.tolist(),
+        "parameter_order": "A, e, M of each eta bin",
+        "chi2": calibration.chi2,
+        "ndf": calibration.ndf,
+        "p_value": calibration.p_value,
+        "rank": calibration.rank,
+        "condition": calibration.condition,
+        "passes": calibration.passes,
+        "residual_chi2": calibration.residual_chi2,
+        "events_fraction": calibration.events_fraction,
+        "converged_fraction": calibration.converged_fraction,
+    }
+
+
+def calibration_text(calibration: ScaleCalibration, truth: ScaleParameters | None = None) -> str:
+    """A, e, M per eta bin with errors; beside the injected truth, if there is one."""
+    c = calibration
+    error = np.sqrt(np.diag(c.covariance)).reshape(-1, 3)
+    units, names = (1e-5, 1e-3, 1e-6), ("A [1e-5]", "e [MeV]", "M [1e-6/GeV]")
+    with_truth = "" if truth is None else "    truth"
+    lines = ["eta bin          " + "".join(f"{name:>20}{with_truth}" for name in names)]
+    for n in range(c.n_eta):
+        line = f"{c.eta_edges[n]:+6.2f} .. {c.eta_edges[n + 1]:+6.2f} "
+        for p, name in enumerate("AeM"):
+            line += f"{getattr(c, name)[n] / units[p]:11.2f} +- {error[n, p] / units[p]:5.2f}"
+            if truth is not None:
+                line += f"{getattr(truth, name)[n] / units[p]:9.2f}"
+        lines.append(line)
+    lines.append(
+        f"fit chi2 {c.chi2:.0f}/{c.ndf} (p = {c.p_value:.2g}); rank {c.rank} of {3 * c.n_eta}, condition {c.condition:.0f}; "
+        f"{100 * c.events_fraction:.2f} % of the selected events used; {c.passes} passes"
+        + ("" if c.residual_chi2 is None else f", the last one changed chi2/n by {c.residual_chi2:.3f}")
+    )
+    if truth is not None:
+        lines.append(_truth_text(c, truth))
+    return "\n".join(lines)
+
+
+def _truth_text(calibration: ScaleCalibration, truth: ScaleParameters) -> str:
+    difference = calibration.parameters - truth.parameters
+    test = chi2_of(difference, calibration.covariance)
+    d = difference.reshape(-1, 3)
+    means = []
+    for pt in (6.0, 40.0):
+        mean = np.mean([relative_correction(pt, q, d[:, 0], d[:, 1], d[:, 2]).mean() for q in (1, -1)])
+        means.append(f"at {pt:g} GeV {1e5 * mean:+.1f}e-5")
+    return (
+        f"result against truth: chi2 {test.chi2:.0f}/{test.ndf} (p = {test.p_value:.2g}); "
+        f"mean error of dk/k {', '.join(means)}"
+    )
+
+
+def closure_table(closure: Closure) -> dict[str, object]:
+    """The closure as plain numbers. A, M, e are corrections that are still to be applied."""
+    table: dict[str, object] = {
+        "resonance": closure.resonance,
+        "engine": closure.engine,
+        "eta_edges": closure.eta_edges.tolist(),
+    }
+    for column, name in enumerate(closure.parameter_names):
+        table[name] = closure.values[:, column].tolist()
+    return table | {
+        "covariance": closure.covariance.tolist(),
+        "calibration_covariance": closure.calibration_covariance.tolist(),
+        "chi2": closure.chi2,
+        "ndf": closure.ndf,
+        "p_value": closure.p_value,
+        "s": closure.s,
+        "s_quoted": closure.s_quoted,
+        "events_fraction": closure.events_fraction,
+    }
+
+
+def closure_text(closure: Closure) -> str:
+    """Residuals per eta bin and the verdict."""
+    c = closure
+    n_fit = len(c.parameter_names)
+    error = np.sqrt(np.diag(c.covariance)).reshape(-1, n_fit)
+    total = np.sqrt(np.diag(c.covariance + c.calibration_covariance)).reshape(-1, n_fit)
+    units = {"A": (1e-5, "A [1e-5]"), "e": (1e-3, "e [MeV]"), "M": (1e-6, "M [1e-6/GeV]")}
+    what = "residual correction" if c.s is not None else "correction needed, uncorrected"
+    lines = [f"{c.resonance}: {what} (+- closure sample, all)"]
+    lines.append("eta bin          " + "".join(f"{units[name][1]:>28}" for name in c.parameter_names))
+    for n in range(len(c.values)):
+        line = f"{c.eta_edges[n]:+6.2f} .. {c.eta_edges[n + 1]:+6.2f} "
+        for p, name in enumerate(c.parameter_names):
+            unit = units[name][0]
+            line += f"{c.values[n, p] / unit:12.2f} +- {error[n, p] / unit:5.2f}, {total[n, p] / unit:5.2f}"
+        lines.append(line)
+    mean, mean_error = mean_residual(c)
+    scale = "" if c.s is None else f"; s = {c.s:.2f}, quoted {c.s_quoted:.2f}"
+    lines.append(
+        f"chi2 {c.chi2:.1f}/{c.ndf} with the calibration's uncertainty, p = {c.p_value:.2g}{scale}\n"
+        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} e-5; fit of the 4D scales chi2 {c.fit_chi2:.0f}/{c.fit_ndf}; "
+        f"{100 * c.events_fraction:.1f} % of the selected events used ({c.engine})"
+    )
+    return "\n".join(lines)
+
+
+def summary(campaign: "Campaign") -> str:
+    """The whole campaign on a page or two."""
+    config = campaign.config
+    parts = [f"Campaign {config.campaign.name}", cut_flow_text(campaign, campaign.calibrated, 0)]
+    parts.append(fit_text(campaign.mass_fits(campaign.calibrated, campaign.last_pass)))
+    parts.append(calibration_text(campaign.calibration(), campaign.truth()))
+    for name in campaign.closures:
+        before, after = campaign.closure(name, corrected=False), campaign.closure(name)
+        mean, error = mean_residual(before)
+        parts.append(cut_flow_text(campaign, name, campaign.last_pass + 1))
+        parts.append(
+            closure_text(after)
+            + f"\nbefore the calibration: mean A {1e5 * mean:+.1f} +- {1e5 * error:.1f} e-5, chi2 {before.chi2:.1f}/{before.ndf}"
+        )
+    parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")
+    return "\n\n".join(parts) + "\n"
