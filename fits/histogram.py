@@ -103,8 +103,14 @@ class _Partial:
             total[rows[1]] += b
             return total
 
-        names = ("counts", "variances", "generator", "sums")
-        return _Partial(bins, *(together(name) for name in names), self.n_outside + other.n_outside)
+        return _Partial(
+            bins,
+            together("counts"),
+            together("variances"),
+            together("generator"),
+            together("sums"),
+            self.n_outside + other.n_outside,
+        )
 
 
 def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_generator: bool) -> _Partial:
@@ -189,7 +195,9 @@ def fill(
     for partial in in_order(work, prepared(), threads):
         total = _checked(partial if total is None else total + partial)
     if total is None or not len(total.bins):
-        raise InputError("no event inside the binning and the mass window: check units, mass_window and edges")
+        raise InputError(
+            "no event inside the binning and the mass window: check units, mass_window and edges"
+        )
     weighted = weight is not None
     means = total.sums[:, :6] / _UNITS[:6] / (total.sums[:, 6:] / _UNITS[6])
     unit = _WEIGHT_UNIT if weighted else 1

@@ -60,7 +60,7 @@ def _probabilities(
     d_width = (cdf[2, n] - cdf[2, 0]) / total
     b = theta[2] if background > 0 else 0.0
     if background > 0:
-        background_cdf(background, low, step, theta[3], cdf[3], cdf[4])
+        background_cdf(background, step, theta[3], cdf[3], cdf[4])
     for i in range(n):
         s = (cdf[0, i + 1] - cdf[0, i]) / total
         q = cdf[3, i + 1] - cdf[3, i] if background > 0 else 0.0
@@ -81,7 +81,9 @@ def _cost(counts: Floats, p: Floats, slope: float, prior: float, floor: float) -
 
 
 @kernel
-def _gradient(counts: Floats, p: Floats, dp: Floats, slope: float, prior: float, floor: float, out: Floats) -> None:
+def _gradient(
+    counts: Floats, p: Floats, dp: Floats, slope: float, prior: float, floor: float, out: Floats
+) -> None:
     for a in range(4):
         out[a] = 0.0
         for i in range(counts.size):
@@ -181,9 +183,9 @@ def _fit_one(
             at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
             at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
             free[a] = 1 if floats and not at_low and not at_high else 0
-        if not _solve(matrix, gradient, free, 0.0, delta):
-            if not _solve(matrix, gradient, free, 1e-2, delta):
-                return 2, edm, iteration
+        solved = _solve(matrix, gradient, free, 0.0, delta) or _solve(matrix, gradient, free, 1e-2, delta)
+        if not solved:
+            return 2, edm, iteration
         edm = 0.5 * (gradient * delta).sum()
         if edm < goal:
             break
@@ -196,7 +198,9 @@ def _fit_one(
                     limit = 2.0 * math.exp(theta[1])
                 move = min(max(-delta[a], -limit), limit)
                 trial[a] = min(max(theta[a] + move, bounds[a, 0]), bounds[a, 1])
-            _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+            _probabilities(
+                form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
+            )
             trial_cost = _cost(counts, p, trial[3], prior, floor)
             if trial_cost <= cost + 1e-9:
                 accepted = True
@@ -204,7 +208,9 @@ def _fit_one(
                 break
             damping = max(10.0 * damping, 1e-6)
         if not accepted:
-            _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
+            _probabilities(
+                form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines
+            )
             if edm < 1e3 * goal:
                 break
             return 2, edm, iteration
@@ -227,10 +233,14 @@ def _fit_one(
         for b in range(4):
             trial[b] = theta[b]
         trial[a] = theta[a] + h
-        _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+        _probabilities(
+            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
+        )
         _gradient(counts, p, dp, trial[3], prior, floor, up)
         trial[a] = theta[a] - h
-        _probabilities(form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines)
+        _probabilities(
+            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
+        )
         _gradient(counts, p, dp, trial[3], prior, floor, gradient)
         for b in range(4):
             hessian[a, b] = (up[b] - gradient[b]) / (2.0 * h)
@@ -335,7 +345,9 @@ def fit_bins(
         start[:, 3] = 0.0
     starts = _starts(start, kind)
     slope_bound = 1.0 if kind == BACKGROUNDS["linear"] else 30.0
-    bounds = np.array([[-0.1, 0.1], [math.log(1e-4), math.log(0.3)], [0.0, 0.995], [-slope_bound, slope_bound]])
+    bounds = np.array(
+        [[-0.1, 0.1], [math.log(1e-4), math.log(0.3)], [0.0, 0.995], [-slope_bound, slope_bound]]
+    )
     theta, covariance = np.full((n_bin, 4), np.nan), np.zeros((n_bin, 4, 4))
     status, iterations = np.ones(n_bin, dtype=np.int64), np.zeros(n_bin, dtype=np.int64)
     edm, chi2 = np.full(n_bin, np.nan), np.full(n_bin, np.nan)

@@ -61,11 +61,15 @@ def _common_rows(data: MassHistogram, simulation: MassHistogram, min_events: int
         simulation.counts[in_simulation].sum(axis=1) >= min_events
     )
     if not np.any(enough):
-        raise InputError(f"no 4D bin has {min_events} events in data and simulation: use fewer bins (pt_edges, eta_bins)")
+        raise InputError(
+            f"no 4D bin has {min_events} events in data and simulation: use fewer bins (pt_edges, eta_bins)"
+        )
     return in_data[enough], in_simulation[enough]
 
 
-def signal_model(model: MassModel, simulation: MassHistogram, rows: Ints, resonance: Resonance) -> SignalModel:
+def signal_model(
+    model: MassModel, simulation: MassHistogram, rows: Ints, resonance: Resonance
+) -> SignalModel:
     """The signal of bins ``rows`` of the simulation."""
     binning = simulation.binning
     if model.signal == "generator-template":
@@ -88,7 +92,9 @@ def _pooled_shape(start: SignalModel, model: MassModel, simulation: MassHistogra
         fits = fit_bins(counts, shape, "none")
         good = fits.converged
         if np.count_nonzero(good) < 0.5 * len(good):
-            raise InputError("model simulation-shape: fits to the simulation fail; check mass_window and resonance")
+            raise InputError(
+                "model simulation-shape: fits to the simulation fail; check mass_window and resonance"
+            )
         scale = np.where(good, fits.scale, np.median(fits.scale[good]))
         width = np.where(good, fits.width, np.median(fits.width[good]))
         shape = simulation_shape(counts, scale, width, bins, simulation.binning, model.class_events)
@@ -101,7 +107,7 @@ def _with_background(counts: Floats, model: SignalModel, fits: BinFits, kind: st
     cdf, d_slope = np.empty(model.n_mass + 1), np.empty(model.n_mass + 1)
     for row in np.flatnonzero(fits.converged):
         fraction, slope = fits.parameters[row, 2], fits.parameters[row, 3]
-        background_cdf(BACKGROUNDS[kind], model.low, model.step, slope, cdf, d_slope)
+        background_cdf(BACKGROUNDS[kind], model.step, slope, cdf, d_slope)
         total[row] += counts[row].sum() * fraction / (1.0 - fraction) * np.diff(cdf)
     return total
 

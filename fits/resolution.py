@@ -13,7 +13,7 @@ from musclecal.errors import InputError
 from musclecal.fits.likelihood import fit_bins
 from musclecal.fits.shapes.cumulative import LINES
 from musclecal.fits.shapes.model import SignalModel, on_axis
-from musclecal.records import Floats, MassHistogram
+from musclecal.records import Floats, Ints, MassHistogram
 from musclecal.resonances import Resonance
 from musclecal.simulate import ResolutionModel, default_resolution, lineshape
 
@@ -30,7 +30,7 @@ def lineshape_model(histogram: MassHistogram, n_bin: int, resonance: Resonance) 
     index = np.rint(np.log(masses / binning.mass_reference) / binning.log_step).astype(np.int64) - first
     inside = index[(index >= 0) & (index <= last - first)]
     table = np.bincount(inside, minlength=last - first + 1) / len(masses)
-    return on_axis("lineshape", LINES, binning, first, 0.0, table[None, :], np.zeros(n_bin))
+    return on_axis("lineshape", LINES, binning, first, 0.0, table[None, :], np.zeros(n_bin, dtype=np.int64))
 
 
 def measured_resolution(
@@ -44,7 +44,9 @@ def measured_resolution(
     """
     rows = np.flatnonzero(histogram.counts.sum(axis=1) >= min_events)
     if not len(rows):
-        raise InputError(f"resolution: no 4D bin has {min_events} events: use fewer bins (pt_edges, eta_bins)")
+        raise InputError(
+            f"resolution: no 4D bin has {min_events} events: use fewer bins (pt_edges, eta_bins)"
+        )
     fits = fit_bins(
         np.asarray(histogram.counts[rows], dtype=np.float64),
         lineshape_model(histogram, len(rows), resonance),
@@ -58,7 +60,7 @@ def measured_resolution(
     return _solve(histogram, rows, width**2, typical * np.median(width) ** 2)
 
 
-def _solve(histogram: MassHistogram, rows: np.ndarray, square: Floats, error: Floats) -> ResolutionModel:
+def _solve(histogram: MassHistogram, rows: Ints, square: Floats, error: Floats) -> ResolutionModel:
     binning = histogram.binning
     n_eta = binning.n_eta
     i, j, _, _ = binning.unravel(histogram.bins[rows])

@@ -1,8 +1,8 @@
 """Weights that give the simulation the momentum spectrum of the data inside the 4D bins.
 
-A pT spectrum that is wrong by 20 % in its exponent moves the scale at 6 GeV by 5e-5 (physics.md section 2). The weight is
-the ratio of the normalised distributions of data and simulation in cells of (pT+, pT-), each pT bin cut into equal
-parts in ln pT, in regions of the pair's mean |eta|. It is a function of the measured muons alone.
+A pT spectrum that is wrong by 20 % in its exponent moves the scale at 6 GeV by 5e-5 (physics.md section 2). The weight
+is the ratio of the normalised distributions of data and simulation in cells of (pT+, pT-), each pT bin cut into
+equal parts in ln pT, in regions of the pair's mean |eta|. It is a function of the measured muons alone.
 """
 
 from collections.abc import Iterable
@@ -63,8 +63,13 @@ class SpectrumWeights:
         return np.where(cell >= 0, self.weight[cell], 1.0)
 
 
-def spectrum_weights(data: Ints, simulation: Ints, binning: Binning, *, limit: float = 5.0) -> SpectrumWeights:
-    """Weights from the `spectrum_counts` of data and simulation, between 1/limit and limit, one where either is empty."""
+def spectrum_weights(
+    data: Ints, simulation: Ints, binning: Binning, *, limit: float = 5.0
+) -> SpectrumWeights:
+    """Weights from the `spectrum_counts` of data and simulation; one where either is empty.
+
+    They are kept between 1/limit and limit.
+    """
     both = (data > 0) & (simulation > 0)
     ratio = np.ones(len(data))
     ratio[both] = data[both] / data[both].sum() * simulation[both].sum() / simulation[both]

@@ -87,7 +87,10 @@ def _check_both_charges(n_eta: int, i: Ints, j: Ints, edges: tuple[float, ...]) 
 def _describe_null(vector: Floats, names: Sequence[str], edges: tuple[float, ...]) -> str:
     largest = np.argsort(-np.abs(vector))[:4]
     n_fit = len(names)
-    parts = (f"{vector[p]:+.2f} {names[p % n_fit]}[{edges[p // n_fit]:g}, {edges[p // n_fit + 1]:g}]" for p in largest)
+    parts = (
+        f"{vector[p]:+.2f} {names[p % n_fit]}[{edges[p // n_fit]:g}, {edges[p // n_fit + 1]:g}]"
+        for p in largest
+    )
     return " ".join(parts)
 
 
@@ -124,7 +127,9 @@ def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSo
         null = eigenvalues < _RANK_TOLERANCE * eigenvalues[-1]
         if np.any(null):
             where = _describe_null(vectors[:, 0], names, edges)
-            raise InputError(f"{np.count_nonzero(null)} combinations of parameters are not fixed, first: {where}")
+            raise InputError(
+                f"{np.count_nonzero(null)} combinations of parameters are not fixed, first: {where}"
+            )
         factor = cho_factor(scaled)
         beta = beta + cho_solve(factor, (weighted.T @ residual) / unit) / unit
     covariance = cho_solve(factor, np.eye(len(beta))) / np.outer(unit, unit)

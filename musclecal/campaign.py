@@ -23,7 +23,16 @@ from musclecal.fits.mass_fits import MassModel, fit_masses
 from musclecal.fits.resolution import measured_resolution
 from musclecal.fits.reweight import spectrum_counts, spectrum_weights
 from musclecal.fits.scale_fit import scale_calibration
-from musclecal.records import Closure, DimuonEvents, MassFits, MassHistogram, ScaleCalibration, ScaleParameters
+from musclecal.records import (
+    Closure,
+    DimuonEvents,
+    Floats,
+    Ints,
+    MassFits,
+    MassHistogram,
+    ScaleCalibration,
+    ScaleParameters,
+)
 from musclecal.samples import Progress, Source, read_scale, simulation_settings
 from musclecal.simulate import simulate
 from musclecal.store import load, save
@@ -32,7 +41,7 @@ from musclecal.validation.closure import closure_test
 
 __all__ = ["STAGES", "Campaign"]
 
-STAGES = ("simulate", "fill", "fit", "extract", "closure", "export", "report")
+STAGES = ("simulate", "fill", "fit", "extract", "closure", "export")
 
 _EDGE_EVENTS = 200_000
 _EVENTS_PER_BIN = 120
@@ -143,7 +152,13 @@ class Campaign:
         return tuple(f.rsplit(":", 1)[0] if ".root:" in f else f for f in files), tasks
 
     def _source(
-        self, resonance: str, kind: str, binning: Binning, scale: ScaleParameters | None = None, *, loose: bool = False
+        self,
+        resonance: str,
+        kind: str,
+        binning: Binning,
+        scale: ScaleParameters | None = None,
+        *,
+        loose: bool = False,
     ) -> Source:
         samples = self.config.samples_of(resonance, kind)
         return Source(
@@ -169,7 +184,7 @@ class Campaign:
     def binning_task(self, resonance: str) -> Task:
         """The pT edges of a resonance: given, or from the data."""
         if not self.config.samples_of(resonance, "data"):
-            raise InputError(f"samples: no sample of kind \"data\" for the resonance {resonance}")
+            raise InputError(f'samples: no sample of kind "data" for the resonance {resonance}')
         if resonance not in self._binning_tasks:
             files, tasks = self._inputs(resonance, "data")
             r, table = self.config.resonance(resonance), self.config.settings(resonance)
@@ -298,7 +313,12 @@ class Campaign:
         r = self.config.resonance(resonance)
         name = f"{resonance}@{passes}"
         after = (self.fill_task(resonance, "data", passes), self.fill_task(resonance, "simulation", passes))
-        options = {"model": r.model, "background": r.background, "min_events": table.min_events, "line": repr(r.line)}
+        options = {
+            "model": r.model,
+            "background": r.background,
+            "min_events": table.min_events,
+            "line": repr(r.line),
+        }
         run = partial(self._fit, resonance, passes)
         return Task(f"fit/{name}", "fit", self.output / "fit" / f"{name}.h5", run, options, (), after)
 
@@ -362,7 +382,7 @@ class Campaign:
         """The closure of a resonance, once its task is done."""
         return load(self.closure_task(resonance, corrected=corrected).output, Closure)
 
-    # Export and report
+    # Export
 
     def export_task(self) -> Task:
         """The correctionlib file, with the arrays beside it."""
@@ -387,31 +407,17 @@ class Campaign:
         export_arrays(calibration, output.parent, self._provenance())
         export_correctionlib(calibration, output, self._provenance())
 
-    def truth(self) -> ScaleParameters | None:
-        """The injected truth of simulated data of the calibration resonance, or None."""
-        for sample in self.config.samples_of(self.calibrated, "data").values():
-            if sample.simulate is not None and sample.simulate.truth is not None:
-                return read_scale(self.folder / sample.simulate.truth)
-        return None
-
-    def report_task(self) -> Task:
-        """Figures and the summary in words."""
-        after = [self.export_task(), self.extract_task(0)]
-        for name in self.closures:
-            after += [self.closure_task(name), self.closure_task(name, corrected=False)]
-        output = self.output / "report.txt"
-        return Task("report", "report", output, self._report, {}, self._truth_files(), tuple(after))
-
-    def _truth_files(self) -> tuple[str, ...]:
+    def truth_files(self) -> tuple[str, ...]:
+        """The files with the injected truth of simulated data of the calibration resonance."""
         samples = self.config.samples_of(self.calibrated, "data").values()
-        return tuple({str(self.folder / s.simulate.truth) for s in samples if s.simulate and s.simulate.truth})
+        return tuple(
+            {str(self.folder / s.simulate.truth): None for s in samples if s.simulate and s.simulate.truth}
+        )
 
-    def _report(self) -> None:
-        from musclecal.figures import write_figures
-        from musclecal.report import summary
-
-        write_figures(self, self.output / "figures")
-        write_text(self.report_task().output, summary(self))
+    def truth(self) -> ScaleParameters | None:
+        """The injected truth, or None."""
+        files = self.truth_files()
+        return read_scale(Path(files[0])) if files else None
 
     # All
 
@@ -419,12 +425,13 @@ class Campaign:
         """The tasks that a stage asks for; what they need comes with them."""
         makers: dict[str, Callable[[], tuple[Task, ...]]] = {
             "simulate": lambda: self.simulate_tasks,
-            "fill": lambda: tuple(self.fill_task(self.calibrated, kind, 0) for kind in ("data", "simulation")),
+            "fill": lambda: tuple(
+                self.fill_task(self.calibrated, kind, 0) for kind in ("data", "simulation")
+            ),
             "fit": lambda: (self.fit_task(self.calibrated, 0),),
             "extract": lambda: (self.extract_task(self.last_pass),),
             "closure": lambda: tuple(self.closure_task(name) for name in self.closures),
             "export": lambda: (self.export_task(),),
-            "report": lambda: (self.report_task(),),
         }
         return makers[stage]()
 
@@ -438,7 +445,9 @@ class Campaign:
         calibration = self.calibration()
         failed = []
         if calibration.converged_fraction < gates.converged_fraction:
-            failed.append(f"converged fraction {calibration.converged_fraction:.4f} < {gates.converged_fraction:g}")
+            failed.append(
+                f"converged fraction {calibration.converged_fraction:.4f} < {gates.converged_fraction:g}"
+            )
         if calibration.events_fraction < gates.events_fraction:
             failed.append(f"events fraction {calibration.events_fraction:.4f} < {gates.events_fraction:g}")
         for name in closures:
@@ -450,9 +459,13 @@ class Campaign:
             raise QualityGateError("quality gate: " + "; ".join(failed))
 
 
-def _edges_for(source: Iterable[DimuonEvents], outer: tuple[float, float], eta_edges: np.ndarray) -> tuple[float, ...]:
+def _edges_for(
+    source: Iterable[DimuonEvents], outer: tuple[float, float], eta_edges: Floats
+) -> tuple[float, ...]:
     """Two to six pT bins with equal numbers of muons, such that a typical 4D bin has enough events."""
-    pt, pairs, n_all = [], [], 0
+    pt: list[Floats] = []
+    pairs: list[Ints] = []
+    n_all = 0
     for events in source:
         n_all += len(events)
         if sum(len(p) for p in pairs) < _EDGE_EVENTS:

@@ -39,7 +39,9 @@ _campaign_option = click.option(
     "--campaign", "path", type=click.Path(path_type=Path), default=Path("campaign.toml"), show_default=True,
     help="Campaign file (TOML).",
 )  # fmt: skip
-_json_option = click.option("--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout.")
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
+)
 _force_option = click.option("--force", is_flag=True, help="Redo this stage even if nothing changed.")
 
 
@@ -111,8 +113,11 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
     @_force_option
     @_explained
     def command(path: Path, as_json: bool, force: bool) -> None:
+        from musclecal.report import report_task
+
         campaign, progress = _open(path)
-        _run(campaign, progress, campaign.tasks(name), force)
+        tasks = (report_task(campaign),) if name == "report" else campaign.tasks(name)
+        _run(campaign, progress, tasks, force)
         text, table = show(campaign)
         if as_json:
             _echo_json(table)
@@ -153,10 +158,10 @@ def _show_export(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 
 
 def _show_report(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.report import calibration_table
+    from musclecal.report import calibration_table, report_task
 
-    return campaign.report_task().output.read_text(encoding="utf-8").rstrip(), {
-        "report": str(campaign.report_task().output),
+    return report_task(campaign).output.read_text(encoding="utf-8").rstrip(), {
+        "report": str(report_task(campaign).output),
         "calibration": calibration_table(campaign.calibration()),
     }
 
@@ -173,7 +178,9 @@ for _name, _description, _show in (
 
 
 @main.command()
-@click.option("--resonance", "name", help="Z, Y1S, Jpsi (one more pass), ... [default: all that the campaign has]")
+@click.option(
+    "--resonance", "name", help="Z, Y1S, Jpsi (one more pass), ... [default: all that the campaign has]"
+)
 @_campaign_option
 @_json_option
 @_force_option
@@ -183,15 +190,17 @@ def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
 
     Exit code 3 if a gated closure fails.
     """
-    from musclecal.resonances import resonance
     from musclecal.report import closure_table, closure_text
+    from musclecal.resonances import resonance
 
     campaign, progress = _open(path)
     if name is not None:
         resonance(name)
     names = campaign.closures if name is None else (name,)
     if not names:
-        raise InputError(f"{path}: no data of another resonance than {campaign.calibrated}: nothing to close on")
+        raise InputError(
+            f"{path}: no data of another resonance than {campaign.calibrated}: nothing to close on"
+        )
     if as_json and len(names) > 1:
         raise InputError("--json gives one closure: choose it with --resonance")
     _run(campaign, progress, [campaign.closure_task(n) for n in names], force)
@@ -206,7 +215,9 @@ def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
 
 @main.command()
 @click.argument("campaign_file", required=False, type=click.Path(path_type=Path))
-@click.option("--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it.")
+@click.option(
+    "--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it."
+)
 @_json_option
 @_force_option
 @_explained
@@ -215,19 +226,19 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
 
     CAMPAIGN_FILE is a TOML file (default campaign.toml); with --demo it is the folder to write to (default demo).
     """
-    from musclecal.report import calibration_table, closure_table
+    from musclecal.report import calibration_table, closure_table, report_task
 
     if demo:
         from musclecal.demo import write_demo
 
         campaign_file = write_demo(campaign_file or Path("demo"))
     campaign, progress = _open(campaign_file or Path("campaign.toml"))
-    _run(campaign, progress, campaign.tasks("report"), force)
+    _run(campaign, progress, [report_task(campaign)], force)
     if as_json:
         closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
         _echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
     else:
-        click.echo(campaign.report_task().output.read_text(encoding="utf-8").rstrip())
+        click.echo(report_task(campaign).output.read_text(encoding="utf-8").rstrip())
     campaign.check_gates(campaign.closures)
 
 
@@ -245,8 +256,17 @@ def init(path: Path) -> None:
 @main.command()
 @click.option("--resonance", "name", default="Jpsi", show_default=True)
 @click.option("--bin", "number", type=int, help="4D bin number [default: the sum over all bins]")
-@click.option("--pass", "passes", type=int, default=0, show_default=True, help="0: muons as measured; 1: corrected once; ...")
-@click.option("--simulation", is_flag=True, help="Draw the fit to the simulation instead of that to the data.")
+@click.option(
+    "--pass",
+    "passes",
+    type=int,
+    default=0,
+    show_default=True,
+    help="0: muons as measured; 1: corrected once; ...",
+)
+@click.option(
+    "--simulation", is_flag=True, help="Draw the fit to the simulation instead of that to the data."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("mass_fit.png"), show_default=True)
 @click.option("--list", "as_list", is_flag=True, help="List the fitted bins with their results instead.")
 @_campaign_option

@@ -1,4 +1,4 @@
-"""Campaign files that musclecal writes itself: the demonstration with known truth, and the template of `musclecal init`."""
+"""Campaign files that musclecal writes: the demonstration with known truth, and the template of `musclecal init`."""
 
 from pathlib import Path
 
@@ -92,7 +92,16 @@ resonance = "Jpsi"
 kind = "simulation"
 files = ["mc/Jpsi_*.parquet"]
 # Flat files (ROOT, Parquet, CSV, CSV.gz) say which column is what; px, py, pz win over pt, eta, phi.
-columns = {{ pt1 = "mu1_pt", eta1 = "mu1_eta", phi1 = "mu1_phi", charge1 = "mu1_q", pt2 = "mu2_pt", eta2 = "mu2_eta", phi2 = "mu2_phi", charge2 = "mu2_q" }}
+[samples.jpsi_mc.columns]
+pt1 = "mu1_pt"
+eta1 = "mu1_eta"
+phi1 = "mu1_phi"
+charge1 = "mu1_q"
+pt2 = "mu2_pt"
+eta2 = "mu2_eta"
+phi2 = "mu2_phi"
+charge2 = "mu2_q"
+# gen_pt1 = "gen1_pt"                  # after FSR, for generator-template
 
 # Samples that the calibration does not use close it:
 # [samples.upsilon_data]

@@ -1,23 +1,20 @@
 """The figures of a campaign: which record goes into which plot."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from musclecal.campaign import Campaign
 from musclecal.errors import InputError
 from musclecal.fits.mass_fits import signal_model
 from musclecal.records import MassFits
 from musclecal.validation import plots
 
-if TYPE_CHECKING:
-    from musclecal.campaign import Campaign
-
 __all__ = ["draw_mass_fit", "write_figures"]
 
 
 def _spectrum(
-    campaign: "Campaign", fits: MassFits, passes: int, number: int | None, *, simulation: bool = False
+    campaign: Campaign, fits: MassFits, passes: int, number: int | None, *, simulation: bool = False
 ) -> plots.MassSpectrum:
     """The data (or simulation) of one fitted 4D bin, or of all usable ones, with the fit."""
     data, simulated = campaign.histograms(fits.resonance, passes)
@@ -33,12 +30,20 @@ def _spectrum(
         return plots.sum_of_bins(counts, shown, model, background, fits.usable, label=label)
     row = int(np.searchsorted(fits.bins, number))
     if row == len(fits.bins) or fits.bins[row] != number:
-        raise InputError(f"bin {number} was not fitted (fewer than {fits.min_events} events): see `draw --list`")
+        raise InputError(
+            f"bin {number} was not fitted (fewer than {fits.min_events} events): see `draw --list`"
+        )
     return plots.spectrum_of_bin(counts, shown, model, background, row, label=label)
 
 
 def draw_mass_fit(
-    campaign: "Campaign", resonance: str, passes: int, number: int | None, path: Path, *, simulation: bool = False
+    campaign: Campaign,
+    resonance: str,
+    passes: int,
+    number: int | None,
+    path: Path,
+    *,
+    simulation: bool = False,
 ) -> None:
     """Draw the fit of 4D bin ``number``, or of the sum over all used bins."""
     fits = campaign.mass_fits(resonance, passes)
@@ -47,7 +52,7 @@ def draw_mass_fit(
     plots.plot_mass_fit(spectrum, path, title=f"{campaign.config.resonance(resonance).label}: {title}")
 
 
-def write_figures(campaign: "Campaign", folder: Path) -> None:
+def write_figures(campaign: Campaign, folder: Path) -> None:
     """All figures of a finished campaign."""
     folder.mkdir(parents=True, exist_ok=True)
     calibration, truth = campaign.calibration(), campaign.truth()
@@ -55,7 +60,9 @@ def write_figures(campaign: "Campaign", folder: Path) -> None:
     plots.plot_scale_at(calibration, folder / "scale_at_pt.png", truth=truth)
     plots.plot_pulls(calibration, folder / "pulls.png")
     plots.plot_covariance(calibration, folder / "correlations.png")
-    draw_mass_fit(campaign, campaign.calibrated, campaign.last_pass, None, folder / f"mass_{campaign.calibrated}.png")
+    draw_mass_fit(
+        campaign, campaign.calibrated, campaign.last_pass, None, folder / f"mass_{campaign.calibrated}.png"
+    )
     closures, before = [], []
     for name in campaign.closures:
         closures.append(campaign.closure(name))

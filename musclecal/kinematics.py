@@ -74,8 +74,8 @@ def pair_masses(
     phi2: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Masses in GeV of muon pairs. Arrays (n,), pT in GeV, phi in rad."""
-    columns = [np.ascontiguousarray(c, dtype=np.float64) for c in (pt1, eta1, phi1, pt2, eta2, phi2)]
-    return _pair_masses(*columns, MUON_MASS)
+    p, a, b, q, c, d = (np.ascontiguousarray(x, dtype=np.float64) for x in (pt1, eta1, phi1, pt2, eta2, phi2))
+    return _pair_masses(p, a, b, q, c, d, MUON_MASS)
 
 
 def from_cartesian(

@@ -1,19 +1,20 @@
 """Results in words: tables for people, and the JSON objects that scripts read. Nothing is fitted here."""
 
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
+from musclecal.figures import write_figures
 from musclecal.fits.likelihood import FitStatus
 from musclecal.records import Closure, MassFits, MassHistogram, ScaleCalibration, ScaleParameters
 from musclecal.scale import relative_correction
 from musclecal.selection import format_cut_flow
 from musclecal.store import load
+from musclecal.tasks import Task, write_text
 from musclecal.validation.closure import mean_residual
-
-if TYPE_CHECKING:
-    from musclecal.campaign import Campaign
 
 __all__ = [
     "bins_text",
@@ -25,11 +26,12 @@ __all__ = [
     "fill_table",
     "fit_table",
     "fit_text",
+    "report_task",
     "summary",
 ]
 
 
-def cut_flow_text(campaign: "Campaign", resonance: str, passes: int) -> str:
+def cut_flow_text(campaign: Campaign, resonance: str, passes: int) -> str:
     """Cut flows of all samples of a resonance, and what fell outside the binning."""
     parts = []
     for kind in ("data", "simulation"):
@@ -41,7 +43,7 @@ def cut_flow_text(campaign: "Campaign", resonance: str, passes: int) -> str:
     return "\n\n".join(parts)
 
 
-def fill_table(campaign: "Campaign") -> dict[str, object]:
+def fill_table(campaign: Campaign) -> dict[str, object]:
     """Events, occupied bins and cut flows of data and simulation."""
     table: dict[str, object] = {"resonance": campaign.calibrated}
     for kind in ("data", "simulation"):
@@ -52,7 +54,8 @@ def fill_table(campaign: "Campaign") -> dict[str, object]:
             "outside": histogram.n_outside,
             "pt_edges": list(histogram.binning.pt_edges),
             "cut_flows": {
-                name: dict(zip(flow.names, flow.counts, strict=True)) for name, flow in histogram.cut_flows.items()
+                name: dict(zip(flow.names, flow.counts, strict=True))
+                for name, flow in histogram.cut_flows.items()
             },
         }
     return table
@@ -148,7 +151,8 @@ def calibration_text(calibration: ScaleCalibration, truth: ScaleParameters | Non
                 line += f"{getattr(truth, name)[n] / units[p]:9.2f}"
         lines.append(line)
     lines.append(
-        f"fit chi2 {c.chi2:.0f}/{c.ndf} (p = {c.p_value:.2g}); rank {c.rank} of {3 * c.n_eta}, condition {c.condition:.0f}; "
+        f"fit chi2 {c.chi2:.0f}/{c.ndf} (p = {c.p_value:.2g}); "
+        f"rank {c.rank} of {3 * c.n_eta}, condition {c.condition:.0f}; "
         f"{100 * c.events_fraction:.2f} % of the selected events used; {c.passes} passes"
         + ("" if c.residual_chi2 is None else f", the last one changed chi2/n by {c.residual_chi2:.3f}")
     )
@@ -212,13 +216,14 @@ def closure_text(closure: Closure) -> str:
     scale = "" if c.s is None else f"; s = {c.s:.2f}, quoted {c.s_quoted:.2f}"
     lines.append(
         f"chi2 {c.chi2:.1f}/{c.ndf} with the calibration's uncertainty, p = {c.p_value:.2g}{scale}\n"
-        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} e-5; fit of the 4D scales chi2 {c.fit_chi2:.0f}/{c.fit_ndf}; "
+        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} e-5; "
+        f"fit of the 4D scales chi2 {c.fit_chi2:.0f}/{c.fit_ndf}; "
         f"{100 * c.events_fraction:.1f} % of the selected events used ({c.engine})"
     )
     return "\n".join(lines)
 
 
-def summary(campaign: "Campaign") -> str:
+def summary(campaign: Campaign) -> str:
     """The whole campaign on a page or two."""
     config = campaign.config
     parts = [f"Campaign {config.campaign.name}", cut_flow_text(campaign, campaign.calibrated, 0)]
@@ -230,7 +235,23 @@ def summary(campaign: "Campaign") -> str:
         parts.append(cut_flow_text(campaign, name, campaign.last_pass + 1))
         parts.append(
             closure_text(after)
-            + f"\nbefore the calibration: mean A {1e5 * mean:+.1f} +- {1e5 * error:.1f} e-5, chi2 {before.chi2:.1f}/{before.ndf}"
+            + f"\nbefore the calibration: mean A {1e5 * mean:+.1f} +- {1e5 * error:.1f} e-5, "
+            f"chi2 {before.chi2:.1f}/{before.ndf}"
         )
     parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")
     return "\n\n".join(parts) + "\n"
+
+
+def report_task(campaign: Campaign) -> Task:
+    """The task that writes the figures and the summary of a campaign."""
+    after = [campaign.export_task(), campaign.extract_task(0)]
+    for name in campaign.closures:
+        after += [campaign.closure_task(name), campaign.closure_task(name, corrected=False)]
+    output = campaign.output / "report.txt"
+    run = partial(_write_report, campaign, output)
+    return Task("report", "report", output, run, {}, campaign.truth_files(), tuple(after))
+
+
+def _write_report(campaign: Campaign, output: Path) -> None:
+    write_figures(campaign, campaign.output / "figures")
+    write_text(output, summary(campaign))

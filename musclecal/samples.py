@@ -63,7 +63,11 @@ def simulation_settings(
     low, high = resonance.pt_edges[0] * (1.0 - room), resonance.pt_edges[-1] * (1.0 + room)
     window = resonance.mass_window
     spectrum = resonance.spectrum
-    changes = {"p0": table.spectrum_p0, "exponent": table.spectrum_exponent, "polarisation": table.polarisation}
+    changes = {
+        "p0": table.spectrum_p0,
+        "exponent": table.spectrum_exponent,
+        "polarisation": table.polarisation,
+    }
     return SimulationSettings(
         resonance=resonance,
         muon_pt=table.muon_pt or (low, high),
@@ -72,7 +76,12 @@ def simulation_settings(
         resolution=default_resolution().scaled(table.resolution_factor),
         truth=None if table.truth is None else read_scale(folder / table.truth),
         mismodel=MisModel(
-            table.pt2, table.phi_amplitude, table.phi_harmonic, table.eta_amplitude, table.eta_period, table.eta_pt_min
+            table.pt2,
+            table.phi_amplitude,
+            table.phi_harmonic,
+            table.eta_amplitude,
+            table.eta_period,
+            table.eta_pt_min,
         ),
         fsr=table.fsr,
         background=table.background,
@@ -124,9 +133,7 @@ class Source:
                 self.flows[name] = self.flows.get(name, CutFlow()) + read.then(cut)
                 yield selected
 
-    def _read(
-        self, sample: SampleConfig, files: Iterable[str]
-    ) -> Iterator[tuple[DimuonEvents, CutFlow]]:
+    def _read(self, sample: SampleConfig, files: Iterable[str]) -> Iterator[tuple[DimuonEvents, CutFlow]]:
         return read_dimuons(
             list(files),
             sample.columns,

@@ -130,7 +130,9 @@ class SimulationSettings:
             return
         worst = 4.0 * np.max(np.abs(self.truth.e)) / self.muon_pt[0]
         if worst > 0.5:
-            raise InputError(f"truth: e up to {np.max(np.abs(self.truth.e)):g} GeV cannot be inverted at low pT")
+            raise InputError(
+                f"truth: e up to {np.max(np.abs(self.truth.e)):g} GeV cannot be inverted at low pT"
+            )
 
 
 @kernel

@@ -52,7 +52,9 @@ def scale_factor(residual: Floats, calibration_part: Floats, closure_part: Float
     while excess(high) > 0.0:
         high *= 2.0
         if high > 1e6:
-            raise InputError("closure: no scale factor makes the residuals expected; is the calibration covariance zero?")
+            raise InputError(
+                "closure: no scale factor makes the residuals expected; is the calibration covariance zero?"
+            )
     return float(brentq(excess, 0.0, high, xtol=1e-6))
 
 

@@ -563,7 +563,7 @@ def _draw_pulls(axis: "Axes", edges: Floats, pulls: Floats) -> None:
 
 
 def _draw_band(axis: "Axes", closure: Closure, sigma: Floats, *, scaled: bool = True) -> list[Floats]:
-    """The calibration's uncertainty about zero, and s times it as an outline if s > 1. Gives what is drawn."""
+    """The uncertainty of the calibration about zero, and s times it if s > 1. Gives what is drawn."""
     edges, s = np.asarray(closure.eta_edges), closure.s_quoted
     axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=_BAND, lw=0, label=_SIGMA, zorder=0)
     if not scaled or s is None or s == 1.0:
@@ -582,13 +582,14 @@ def _draw_counts(axis: "Axes", counts: Floats, edges: Floats, label: str) -> Non
     """Points with Poisson errors (Garwood's central interval of 68 %); empty bins stay empty."""
     from mplhep.error_estimation import poisson_interval
 
-    low, high = poisson_interval(counts, counts)
     some = counts > 0.0
-    error = np.stack([counts - low, high - counts])[:, some]
+    if not np.any(some):
+        return
+    value = counts[some]
+    low, high = poisson_interval(value, value)
     axis.errorbar(
-        _centres(edges)[some], counts[some], error, fmt="o", color=_DATA, label=label,
-        markersize=3.8 if len(counts) <= 60 else 3.0,
-        elinewidth=1.1, zorder=3,
+        _centres(edges)[some], value, np.stack([value - low, high - value]), fmt="o", color=_DATA, label=label,
+        markersize=3.8 if len(counts) <= 60 else 3.0, elinewidth=1.1, zorder=3,
     )  # fmt: skip
 
 

@@ -41,4 +41,6 @@ def crystal_ball(
     steps = (t[1] - t[0]) * (density[1:] + 4.0 * middle + density[:-1]) / 6.0
     cdf = np.concatenate([[0.0], np.cumsum(steps)])
     table = standard_table(cdf / cdf[-1], density / cdf[-1])
-    return on_axis("crystal-ball", STANDARD, binning, t[0], t[1] - t[0], table, np.zeros(n_bin))
+    return on_axis(
+        "crystal-ball", STANDARD, binning, t[0], t[1] - t[0], table, np.zeros(n_bin, dtype=np.int64)
+    )

@@ -78,7 +78,9 @@ def _standard_shape(
             d0, d1 = table[n_node + k] * t_step, table[n_node + k + 1] * t_step
             rise = g1 - g0
             value = g0 + x * (d0 + x * (3.0 * rise - 2.0 * d0 - d1 + x * (d0 + d1 - 2.0 * rise)))
-            density = (d0 + x * (2.0 * (3.0 * rise - 2.0 * d0 - d1) + 3.0 * x * (d0 + d1 - 2.0 * rise))) / t_step
+            density = (
+                d0 + x * (2.0 * (3.0 * rise - 2.0 * d0 - d1) + 3.0 * x * (d0 + d1 - 2.0 * rise))
+            ) / t_step
         cdf[i] = value
         d_scale[i] = -density * ratio / width
         d_width[i] = -density * t
@@ -101,7 +103,7 @@ def signal_cdf(
 
 
 @kernel
-def background_cdf(kind: int, low: float, step: float, slope: float, cdf: Floats, d_slope: Floats) -> None:
+def background_cdf(kind: int, step: float, slope: float, cdf: Floats, d_slope: Floats) -> None:
     """Cumulative background at the edges, normalised to the window; u = 0 ... 1 across the window.
 
     EXPONENTIAL: density exp(-slope u). LINEAR: density 1 + slope (2 u - 1), |slope| <= 1.

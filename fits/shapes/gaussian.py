@@ -14,4 +14,4 @@ def gaussian(binning: Binning, n_bin: int) -> SignalModel:
     """Model of ``n_bin`` bins."""
     t = np.linspace(-10.0, 10.0, 401)
     table = standard_table(ndtr(t), np.exp(-0.5 * t * t) / np.sqrt(2.0 * np.pi))
-    return on_axis("gaussian", STANDARD, binning, t[0], t[1] - t[0], table, np.zeros(n_bin))
+    return on_axis("gaussian", STANDARD, binning, t[0], t[1] - t[0], table, np.zeros(n_bin, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Generator template: the generator-level masses (after FSR) of the 4D bin, smeared: f(m) = sum_j n_j N(m; s m_j, w m_j).
+"""Generator template: generator-level masses (after FSR) of the 4D bin, smeared: sum_j n_j N(m; s m_j, w m_j).
 
 The events of a template are assigned to the 4D bin by their measured momenta, so migration across pT edges is in it.
 Absolute scale: biased (+16e-5 at the J/psi, physics.md section 2); use the ratio of data to simulation.
@@ -17,7 +17,9 @@ __all__ = ["generator_template"]
 def generator_template(simulation: MassHistogram, rows: Ints) -> SignalModel:
     """Model of the bins ``rows`` of the simulation. Raises `InputError` without generator-level masses."""
     if simulation.generator is None:
-        raise InputError("model generator-template: the simulation has no generator-level muons (gen_* columns)")
+        raise InputError(
+            "model generator-template: the simulation has no generator-level muons (gen_* columns)"
+        )
     tables = np.asarray(simulation.generator[rows], dtype=np.float64)
     tables = tables / np.maximum(tables.sum(axis=1, keepdims=True), 1.0)
     binning = simulation.binning
