@@ -2,10 +2,11 @@ r"""Binned Poisson likelihood of a signal and a background in every bin at once:
 
 With n events in a window the extended likelihood has its maximum at a total yield of n, so what is left to fit is
 
-.. math:: -\ln L = -\sum_i n_i \ln p_i(\theta) + \tfrac12 (\tau/\sigma_\tau)^2, \qquad
+.. math:: -\ln L = -\sum_i n_i \ln p_i(\theta) + \tfrac12\sum_a\bigl((\theta_a - \bar\theta_a)/\sigma_a\bigr)^2, \qquad
    p_i = (1-b)\,S_i/S + b\,B_i , \qquad \theta = (\ln s, \ln w, b, \tau)
 
-(s scale, w relative width, b background fraction, tau background slope with a weak prior). A step solves
+(s scale, w relative width, b background fraction, tau background slope), with
+weak priors on tau and, if asked, on w. A step solves
 :math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information; parameters that push against a
 bound are frozen for that step. The covariance is the inverse of the observed Hessian H, by central differences of the
 analytic gradient; for counts whose variance is not their value (weighted simulation, background added without noise)
@@ -72,8 +73,10 @@ def _probabilities(
 
 
 @kernel
-def _cost(counts: Floats, p: Floats, slope: float, prior: float, floor: float) -> float:
-    cost = 0.5 * (slope / prior) ** 2
+def _cost(counts: Floats, p: Floats, theta: Floats, centre: Floats, weight: Floats, floor: float) -> float:
+    cost = 0.0
+    for a in range(4):
+        cost += 0.5 * weight[a] * (theta[a] - centre[a]) ** 2
     for i in range(counts.size):
         if counts[i] > 0.0:
             cost -= counts[i] * math.log(max(p[i], floor))
@@ -82,25 +85,24 @@ def _cost(counts: Floats, p: Floats, slope: float, prior: float, floor: float) -
 
 @kernel
 def _gradient(
-    counts: Floats, p: Floats, dp: Floats, slope: float, prior: float, floor: float, out: Floats
+    counts: Floats, p: Floats, dp: Floats, theta: Floats, centre: Floats, weight: Floats, floor: float, out: Floats
 ) -> None:
     for a in range(4):
-        out[a] = 0.0
+        out[a] = weight[a] * (theta[a] - centre[a])
         for i in range(counts.size):
             if counts[i] > 0.0:
                 out[a] -= counts[i] * dp[a, i] / max(p[i], floor)
-    out[3] += slope / (prior * prior)
 
 
 @kernel
-def _information(events: float, p: Floats, dp: Floats, prior: float, floor: float, out: Floats) -> None:
+def _information(events: float, p: Floats, dp: Floats, weight: Floats, floor: float, out: Floats) -> None:
     for a in range(4):
         for b in range(a + 1):
             total = 0.0
             for i in range(p.size):
                 total += dp[a, i] * dp[b, i] / max(p[i], floor)
             out[a, b] = out[b, a] = events * total
-    out[3, 3] += 1.0 / (prior * prior)
+        out[a, a] += weight[a]
 
 
 @kernel
@@ -161,7 +163,7 @@ def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance
 @kernel
 def _fit_one(
     counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
-    table: Floats, background: int, prior: float, bounds: Floats, max_iterations: int, goal: float, floor: float,
+    table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float, floor: float,
     theta: Floats, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
 ) -> tuple[int, float, int]:  # fmt: skip
     """Fit one bin from ``theta``, which becomes the result. Gives status, edm, iterations."""
@@ -172,12 +174,12 @@ def _fit_one(
     damping = 1e-3
     edm = math.inf
     _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
-    cost = _cost(counts, p, theta[3], prior, floor)
+    cost = _cost(counts, p, theta, centre, weight, floor)
     iteration = 0
     while iteration < max_iterations:
         iteration += 1
-        _gradient(counts, p, dp, theta[3], prior, floor, gradient)
-        _information(events, p, dp, prior, floor, matrix)
+        _gradient(counts, p, dp, theta, centre, weight, floor, gradient)
+        _information(events, p, dp, weight, floor, matrix)
         for a in range(4):
             floats = a < 2 or (background > 0 and (a == 2 or theta[2] > 0.0))
             at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
@@ -201,7 +203,7 @@ def _fit_one(
             _probabilities(
                 form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
             )
-            trial_cost = _cost(counts, p, trial[3], prior, floor)
+            trial_cost = _cost(counts, p, trial, centre, weight, floor)
             if trial_cost <= cost + 1e-9:
                 accepted = True
                 damping = max(0.1 * damping, 1e-9)
@@ -236,12 +238,12 @@ def _fit_one(
         _probabilities(
             form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
         )
-        _gradient(counts, p, dp, trial[3], prior, floor, up)
+        _gradient(counts, p, dp, trial, centre, weight, floor, up)
         trial[a] = theta[a] - h
         _probabilities(
             form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
         )
-        _gradient(counts, p, dp, trial[3], prior, floor, gradient)
+        _gradient(counts, p, dp, trial, centre, weight, floor, gradient)
         for b in range(4):
             hessian[a, b] = (up[b] - gradient[b]) / (2.0 * h)
     _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
@@ -263,7 +265,7 @@ def _fit_one(
 @kernel
 def _fit_block(
     counts: Floats, variances: Floats, form: int, low: float, step: float, reference: float, origin: float,
-    spacing: float, tables: Floats, table_of: Ints, background: int, prior: float, bounds: Floats, starts: Floats,
+    spacing: float, tables: Floats, table_of: Ints, background: int, centres: Floats, weight: Floats, bounds: Floats, starts: Floats,
     max_iterations: int, goal: float, floor: float, theta: Floats, covariance: Floats, status: Ints, edm: Floats,
     chi2: Floats, iterations: Ints,
 ) -> None:  # fmt: skip
@@ -281,7 +283,7 @@ def _fit_block(
             theta[n] = starts[n, attempt]
             covariance[n] = 0.0
             status[n], edm[n], iterations[n] = _fit_one(
-                counts[n], form, low, step, reference, origin, spacing, table, background, prior, bounds,
+                counts[n], form, low, step, reference, origin, spacing, table, background, centres[n], weight, bounds,
                 max_iterations, goal, floor, theta[n], covariance[n], p, dp, cdf, lines,
             )  # fmt: skip
             if status[n] == 0:
@@ -315,6 +317,7 @@ def fit_bins(
     variances: Floats | None = None,
     start: Floats | None = None,
     slope_prior: float = 2.0,
+    width_prior: tuple[Floats, float] | None = None,
     threads: int | None = None,
 ) -> BinFits:
     """Fit every row of ``counts``.
@@ -327,6 +330,7 @@ def fit_bins(
     variances : (n_bin, n_mass) variance of ``counts`` where it is not the Poisson one.
     start : (n_bin, 4) scale, width, background fraction, slope; by default 1, the model's start width, 0.1, 0.
     slope_prior : standard deviation of the Gaussian prior on the slope across the window.
+    width_prior : (n_bin,) centre and relative standard deviation of a Gaussian prior on ln w, or None.
 
     Returns
     -------
@@ -344,6 +348,11 @@ def fit_bins(
     if not kind:
         start[:, 3] = 0.0
     starts = _starts(start, kind)
+    centres = np.zeros((n_bin, 4))
+    weight = np.array([0.0, 0.0, 0.0, slope_prior**-2])
+    if width_prior is not None:
+        centres[:, 1] = np.log(width_prior[0])
+        weight[1] = width_prior[1] ** -2
     slope_bound = 1.0 if kind == BACKGROUNDS["linear"] else 30.0
     bounds = np.array(
         [[-0.1, 0.1], [math.log(1e-4), math.log(0.3)], [0.0, 0.995], [-slope_bound, slope_bound]]
@@ -355,7 +364,7 @@ def fit_bins(
     def work(rows: slice) -> None:
         _fit_block(
             counts[rows], spread[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
-            model.tables, model.table_of[rows], kind, slope_prior, bounds, starts[rows], _MAX_ITERATIONS, _EDM_GOAL,
+            model.tables, model.table_of[rows], kind, centres[rows], weight, bounds, starts[rows], _MAX_ITERATIONS, _EDM_GOAL,
             1e-12, theta[rows], covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows],
         )  # fmt: skip
 

@@ -35,12 +35,15 @@ class MassModel:
     ----------
     signal : one of `musclecal.fits.shapes.MODEL_NAMES`. background : none, exponential or linear.
     min_events : a 4D bin with fewer in data or in simulation is not fitted.
+    width_prior : relative standard deviation of a Gaussian prior on the width in the data about that in the
+        simulation: without it, few events on a large background may be fitted with a spike.
     class_events : simulated events pooled in one class of the simulation shape.
     """
 
     signal: str = "simulation-shape"
     background: str = "exponential"
     min_events: int = 50
+    width_prior: float = 0.3
     class_events: float = 20_000.0
 
     def __post_init__(self) -> None:
@@ -130,7 +133,8 @@ def fit_masses(
     pure = reference = fit_bins(simulated, signal, "none", variances=variances)
     start = np.where(pure.converged[:, None], pure.parameters, [1.0, signal.start_width, 0.0, 0.0])
     start[:, 2] = 0.1
-    fitted = fit_bins(counts, signal, model.background, start=start)
+    prior = (start[:, 1], model.width_prior)
+    fitted = fit_bins(counts, signal, model.background, start=start, width_prior=prior)
     if model.background != "none":
         simulated = _with_background(simulated, signal, fitted, model.background)
         start = np.where(fitted.converged[:, None], fitted.parameters, start)

@@ -7,7 +7,7 @@ common c >= 0. c is held near a typical value where the momenta span too little 
 """
 
 import numpy as np
-from scipy.optimize import lsq_linear
+from scipy.optimize import least_squares
 
 from musclecal.errors import InputError
 from musclecal.fits.likelihood import fit_bins
@@ -75,7 +75,16 @@ def _solve(histogram: MassHistogram, rows: Ints, square: Floats, error: Floats) 
     weight = np.append(1.0 / error, 1.0)
     design[-1, n_eta] = 1.0
     target = np.append(square, 1.0)
-    solution = lsq_linear(design * weight[:, None], target * weight, bounds=(0.0, np.inf)).x
+    # Fits of few events on a large background may have any width: outliers count little.
+    fit = least_squares(
+        lambda parameters: weight * (design @ parameters - target),
+        np.full(n_eta + 1, np.median(square)) + np.eye(n_eta + 1)[-1],
+        jac=lambda _: weight[:, None] * design,
+        bounds=(0.0, np.inf),
+        loss="soft_l1",
+        x_scale="jac",
+    )
+    solution = fit.x
     a, c = solution[:n_eta], np.full(n_eta, solution[n_eta] * typical)
     seen = np.bincount(np.concatenate([i, j]), minlength=n_eta) > 0
     a = np.where(seen, a, np.median(a[seen]))

@@ -26,8 +26,6 @@ from musclecal.fits.scale_fit import scale_calibration
 from musclecal.records import (
     Closure,
     DimuonEvents,
-    Floats,
-    Ints,
     MassFits,
     MassHistogram,
     ScaleCalibration,
@@ -43,7 +41,7 @@ __all__ = ["STAGES", "Campaign"]
 
 STAGES = ("simulate", "fill", "fit", "extract", "closure", "export")
 
-_EDGE_EVENTS = 200_000
+_FINE_BINS = 1 << 20
 _EVENTS_PER_BIN = 120
 _FAST_EVENTS = 2_000_000
 _FAST_SEED = 20_110_000
@@ -195,6 +193,7 @@ class Campaign:
                 "muon_pt": table.muon_pt,
                 "eta_edges": self.config.binning.edges,
                 "mass_window": r.mass_window,
+                "pt_scaled": r.pt_scaled,
                 "samples": self._sample_options(resonance, "data"),
             }
             self._binning_tasks[resonance] = Task(
@@ -214,7 +213,7 @@ class Campaign:
         if table.pt_edges is None:
             outer = table.muon_pt or (edges[0], edges[-1])
             source = self._source(resonance, "data", self.config.binning_of(resonance, outer))
-            edges = _edges_for(source, outer, np.array(self.config.binning.edges))
+            edges = _edges_for(source, source.binning)
         self.config.binning_of(resonance, edges)
         text = json.dumps({"resonance": resonance, "pt_edges": edges})
         write_text(self.binning_task(resonance).output, text + "\n")
@@ -262,7 +261,7 @@ class Campaign:
             "samples": self._sample_options(resonance, "data" if fast else kind),
             "resonance": repr(r),
             "eta_edges": self.config.binning.edges,
-            "reweight": reweighted,
+            "reweight": self._sample_options(resonance, "data") if reweighted else None,
             "fast": [_FAST_EVENTS, _FAST_SEED, self.config.settings(resonance).min_events] if fast else None,
         }
         run = partial(self._fill, resonance, kind, passes, fast, reweighted)
@@ -309,15 +308,11 @@ class Campaign:
 
     def fit_task(self, resonance: str, passes: int) -> Task:
         """Mass fits of all 4D bins."""
-        table = self.config.settings(resonance)
-        r = self.config.resonance(resonance)
         name = f"{resonance}@{passes}"
         after = (self.fill_task(resonance, "data", passes), self.fill_task(resonance, "simulation", passes))
         options = {
-            "model": r.model,
-            "background": r.background,
-            "min_events": table.min_events,
-            "line": repr(r.line),
+            "model": repr(self.mass_model(resonance)),
+            "resonance": repr(self.config.resonance(resonance)),
         }
         run = partial(self._fit, resonance, passes)
         return Task(f"fit/{name}", "fit", self.output / "fit" / f"{name}.h5", run, options, (), after)
@@ -387,8 +382,9 @@ class Campaign:
     def export_task(self) -> Task:
         """The correctionlib file, with the arrays beside it."""
         output = self.output / "export" / "muon_scale.json.gz"
+        also = tuple(output.with_name(f"calibration.{suffix}") for suffix in ("npz", "json"))
         return Task("export", "export", output, self._export, {"provenance": self._provenance()}, (),
-                    (self.extract_task(self.last_pass),))  # fmt: skip
+                    (self.extract_task(self.last_pass),), also)  # fmt: skip
 
     def _provenance(self) -> dict[str, str]:
         samples = self.config.samples
@@ -415,9 +411,11 @@ class Campaign:
         )
 
     def truth(self) -> ScaleParameters | None:
-        """The injected truth, or None."""
+        """The injected truth; None where there is none, or none in the eta bins of the campaign."""
         files = self.truth_files()
-        return read_scale(Path(files[0])) if files else None
+        truth = read_scale(Path(files[0])) if files else None
+        same = truth is not None and np.array_equal(truth.eta_edges, self.config.binning.edges)
+        return truth if same else None
 
     # All
 
@@ -459,25 +457,31 @@ class Campaign:
             raise QualityGateError("quality gate: " + "; ".join(failed))
 
 
-def _edges_for(
-    source: Iterable[DimuonEvents], outer: tuple[float, float], eta_edges: Floats
-) -> tuple[float, ...]:
-    """Two to six pT bins with equal numbers of muons, such that a typical 4D bin has enough events."""
-    pt: list[Floats] = []
-    pairs: list[Ints] = []
-    n_all = 0
+def _edges_for(source: Iterable[DimuonEvents], binning: Binning) -> tuple[float, ...]:
+    """Two to six pT bins with equal numbers of muons, such that a typical 4D bin has enough events.
+
+    Muons are counted in very fine bins of ln pT: the edges do not depend on the chunks or the order of the events.
+    """
+    low, high = binning.pt_edges[0], binning.pt_edges[-1]
+    step = np.log(high / low) / _FINE_BINS
+    eta_edges, n_eta = np.array(binning.eta_edges), binning.n_eta
+    muons, pairs = np.zeros(_FINE_BINS, dtype=np.int64), np.zeros(n_eta * n_eta, dtype=np.int64)
     for events in source:
-        n_all += len(events)
-        if sum(len(p) for p in pairs) < _EDGE_EVENTS:
-            pt += [events.plus.pt, events.minus.pt]
-            i, j = (np.searchsorted(eta_edges, m.eta, side="right") for m in (events.plus, events.minus))
-            pairs.append(i * (len(eta_edges) + 1) + j)
-    muons = np.concatenate(pt) if pt else np.empty(0)
-    if len(muons) < 4:
-        raise InputError(f"only {len(muons) // 2} selected pairs: check units, mass_window and cuts")
-    share = np.unique(np.concatenate(pairs), return_counts=True)[1] / (len(muons) / 2)
-    occupied = 1.0 / np.sum(share**2)
+        common = binning.mass_reference / events.mass if binning.pt_scaled else 1.0
+        fine = [
+            np.floor(np.log(m.pt * common / low) / step).astype(np.int64) for m in (events.plus, events.minus)
+        ]
+        i, j = (np.searchsorted(eta_edges, m.eta, side="right") - 1 for m in (events.plus, events.minus))
+        inside = (np.minimum(*fine) >= 0) & (np.maximum(*fine) < _FINE_BINS)
+        for index in fine:
+            muons += np.bincount(index[inside], minlength=_FINE_BINS)
+        pairs += np.bincount((i * n_eta + j)[inside], minlength=n_eta * n_eta)
+    n_all = int(pairs.sum())
+    if n_all < 2:
+        raise InputError(f"only {n_all} selected pairs: check units, mass_window and cuts")
+    occupied = 1.0 / np.sum((pairs / n_all) ** 2)
     n_pt = int(np.clip(np.sqrt(n_all / (_EVENTS_PER_BIN * occupied)), 2, 6))
-    inner = np.quantile(muons, np.arange(1, n_pt) / n_pt)
-    edges = [outer[0], *(float(f"{x:.3g}") for x in inner), outer[1]]
-    return tuple(float(x) for x in np.unique(edges))
+    below = np.cumsum(muons) / muons.sum()
+    inner = low * np.exp(step * (0.5 + np.searchsorted(below, np.arange(1, n_pt) / n_pt)))
+    edges = (low, *(float(f"{x:.3g}") for x in inner), high)
+    return tuple(float(x) for x in np.unique(edges) if low <= x <= high)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
     """Turn the two kinds of "no" into one line on stderr and their exit code."""
@@ -31,6 +33,9 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
         except (InputError, QualityGateError) as error:
             click.echo(f"musclecal: {error}", err=True)
             sys.exit(error.exit_code)
+        except _WRONG_PATH as no:
+            click.echo(f"musclecal: {no.filename}: {no.strerror}", err=True)
+            sys.exit(InputError.exit_code)
 
     return run
 
@@ -90,7 +95,7 @@ def _open(path: Path) -> tuple["Campaign", _Progress]:
     return campaign, progress
 
 
-def _run(campaign: "Campaign", progress: _Progress, tasks: Iterable["Task"], force: bool) -> "Outcome":
+def _run(progress: _Progress, tasks: Iterable["Task"], force: bool) -> "Outcome":
     from musclecal.tasks import run_tasks
 
     wanted = tuple(tasks)
@@ -117,12 +122,14 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
 
         campaign, progress = _open(path)
         tasks = (report_task(campaign),) if name == "report" else campaign.tasks(name)
-        _run(campaign, progress, tasks, force)
+        _run(progress, tasks, force)
         text, table = show(campaign)
         if as_json:
             _echo_json(table)
         else:
             click.echo(text)
+        if name in ("extract", "export", "report"):
+            campaign.check_gates(campaign.closures if name == "report" else ())
 
 
 def _show_simulate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
@@ -203,7 +210,7 @@ def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
         )
     if as_json and len(names) > 1:
         raise InputError("--json gives one closure: choose it with --resonance")
-    _run(campaign, progress, [campaign.closure_task(n) for n in names], force)
+    _run(progress, [campaign.closure_task(n) for n in names], force)
     for n in names:
         result = campaign.closure(n)
         if as_json:
@@ -233,7 +240,7 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
 
         campaign_file = write_demo(campaign_file or Path("demo"))
     campaign, progress = _open(campaign_file or Path("campaign.toml"))
-    _run(campaign, progress, [report_task(campaign)], force)
+    _run(progress, [report_task(campaign)], force)
     if as_json:
         closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
         _echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
@@ -254,12 +261,12 @@ def init(path: Path) -> None:
 
 
 @main.command()
-@click.option("--resonance", "name", default="Jpsi", show_default=True)
+@click.option("--resonance", "name", help="Y1S, Z, ... [default: the one that is calibrated on]")
 @click.option("--bin", "number", type=int, help="4D bin number [default: the sum over all bins]")
 @click.option(
     "--pass",
     "passes",
-    type=int,
+    type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="0: muons as measured; 1: corrected once; ...",
@@ -272,14 +279,17 @@ def init(path: Path) -> None:
 @_campaign_option
 @_explained
 def draw(
-    name: str, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
+    name: str | None, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
 ) -> None:
     """Draw the mass fit (GeV) of one 4D bin, or of all bins together."""
     from musclecal.figures import draw_mass_fit
     from musclecal.report import bins_text
 
     campaign, progress = _open(path)
-    _run(campaign, progress, [campaign.fit_task(name, passes)], False)
+    name = name or campaign.calibrated
+    if passes > campaign.last_pass + 1:
+        raise InputError(f"--pass {passes}: {path} has passes 0 to {campaign.last_pass + 1}")
+    _run(progress, [campaign.fit_task(name, passes)], False)
     if as_list:
         click.echo(bins_text(campaign.mass_fits(name, passes)))
         return

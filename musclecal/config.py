@@ -24,10 +24,12 @@ __all__ = [
 ]
 
 Positive = Annotated[float, Field(gt=0.0)]
+ModelName = Literal["simulation-shape", "generator-template", "gaussian", "crystal-ball", "breit-wigner"]
+"""Those of `musclecal.fits.shapes`."""
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CampaignSection(_Table):
@@ -52,7 +54,9 @@ class BinningConfig(_Table):
     @property
     def edges(self) -> tuple[float, ...]:
         """The edges in eta."""
-        return self.eta_edges or equal_eta_edges(self.eta_bins, self.eta_max)
+        if self.eta_edges is not None:
+            return self.eta_edges
+        return equal_eta_edges(self.eta_bins, self.eta_max)
 
 
 class ResonanceConfig(_Table):
@@ -64,7 +68,7 @@ class ResonanceConfig(_Table):
     """GeV, range of the automatic pT edges."""
     mass_window: tuple[Positive, Positive] | None = None
     mass_bins: Annotated[int, Field(ge=4)] | None = None
-    model: str | None = None
+    model: ModelName | None = None
     background: Literal["none", "exponential", "linear"] | None = None
     min_events: Annotated[int, Field(ge=1)] = 50
     pt_scaled: bool | None = None
@@ -152,6 +156,7 @@ class CampaignConfig(_Table):
         for where, name in [("campaign.resonance", self.campaign.resonance)] + [
             *((f"resonances.{name}", name) for name in self.resonances),
             *((f"samples.{key}.resonance", sample.resonance) for key, sample in self.samples.items()),
+            *(("gates.closure_resonances", name) for name in self.gates.closure_resonances),
         ]:
             if name not in known:
                 raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")
@@ -168,6 +173,8 @@ class CampaignConfig(_Table):
         table = self.settings(name)
         names = ("mass_window", "mass_bins", "model", "background", "pt_scaled", "pt_edges")
         changes = {key: getattr(table, key) for key in names if getattr(table, key) is not None}
+        if table.pt_edges is None and table.muon_pt is not None:
+            changes["pt_edges"] = table.muon_pt
         return replace(resonance(name), **changes)
 
     def binning_of(self, name: str, pt_edges: tuple[float, ...]) -> Binning:

@@ -14,7 +14,7 @@ __all__ = ["demo_truth", "write_demo", "write_template"]
 
 _DEMO = """\
 # The demonstration of musclecal: simulated samples with a known bias (truth.json), calibrated on the J/psi and
-# closed on the Upsilon(1S) and the Z. Run it again with: musclecal run {name}
+# closed on the Upsilon(1S) and the Z. Run it again, from this folder, with: musclecal run
 
 [campaign]
 name = "demo"
@@ -138,8 +138,8 @@ def write_demo(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder}: not a folder that can be made: {error.strerror}") from None
     path = folder / "campaign.toml"
-    text = _DEMO.format(name=path)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    text = _DEMO.format()
+    if path.exists() and path.read_bytes() != text.encode():
         raise InputError(f"{path}: there is another campaign file already: choose another folder, --demo DIR")
     _write(path, text)
     write_scale(folder / "truth.json", demo_truth())

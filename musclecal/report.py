@@ -212,11 +212,12 @@ def closure_text(closure: Closure) -> str:
             unit = units[name][0]
             line += f"{c.values[n, p] / unit:12.2f} +- {error[n, p] / unit:5.2f}, {total[n, p] / unit:5.2f}"
         lines.append(line)
-    mean, mean_error = mean_residual(c)
+    mean, mean_error, all_error = mean_residual(c)
     scale = "" if c.s is None else f"; s = {c.s:.2f}, quoted {c.s_quoted:.2f}"
     lines.append(
         f"chi2 {c.chi2:.1f}/{c.ndf} with the calibration's uncertainty, p = {c.p_value:.2g}{scale}\n"
-        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} e-5; "
+        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} (closure sample), "
+        f"{1e5 * all_error:.1f} (all) e-5; "
         f"fit of the 4D scales chi2 {c.fit_chi2:.0f}/{c.fit_ndf}; "
         f"{100 * c.events_fraction:.1f} % of the selected events used ({c.engine})"
     )
@@ -231,7 +232,7 @@ def summary(campaign: Campaign) -> str:
     parts.append(calibration_text(campaign.calibration(), campaign.truth()))
     for name in campaign.closures:
         before, after = campaign.closure(name, corrected=False), campaign.closure(name)
-        mean, error = mean_residual(before)
+        mean, error, _ = mean_residual(before)
         parts.append(cut_flow_text(campaign, name, campaign.last_pass + 1))
         parts.append(
             closure_text(after)

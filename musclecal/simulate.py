@@ -13,7 +13,7 @@ Not for: hits and tracks (`musclecal.geometry`), or a description of any particu
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
@@ -35,6 +35,7 @@ __all__ = [
     "SimulationSettings",
     "default_resolution",
     "lineshape",
+    "measure_pairs",
     "no_bias",
     "simulate",
 ]
@@ -166,6 +167,15 @@ def line_mass(rng: Generator, masses: Floats, widths: Floats, cumulative: Floats
 
 
 @kernel
+def produced_pair(rng: Generator, production: Floats) -> tuple[float, float]:
+    """(pT, y) of a pair: dN/dpT^2 ~ (1 + pT^2/p0^2)^-n between two pT, flat in |y| < y_max (see `production_of`)."""
+    p0, power = production[0], 1.0 - production[1]
+    low, high = production[2], production[3]
+    pt = p0 * math.sqrt((low + rng.random() * (high - low)) ** (1.0 / power) - 1.0)
+    return pt, production[4] * (2.0 * rng.random() - 1.0)
+
+
+@kernel
 def _cos_theta(rng: Generator, polarisation: float) -> float:
     """cos(theta) of 1 + polarisation cos^2(theta)."""
     highest = 1.0 + max(0.0, polarisation)
@@ -234,6 +244,77 @@ def measured_pt(
 
 
 @kernel
+def _measured_muon(
+    rng: Generator,
+    px: float,
+    py: float,
+    pz: float,
+    azimuth: float,
+    i: int,
+    acceptance: Floats,
+    resolution_edges: Floats,
+    resolution: Floats,
+    truth_edges: Floats,
+    truth: Floats,
+    mismodel: Floats,
+    max_smear: float,
+    row: Floats,
+) -> bool:
+    """Measure muon ``i`` (0: mu+, 1: mu-), turned by ``azimuth``, into its part of ``row``; whether it is accepted."""
+    gen_pt = math.sqrt(px * px + py * py)
+    eta = math.asinh(pz / gen_pt)
+    phi = math.atan2(py, px) + azimuth
+    if phi > math.pi:
+        phi -= 2.0 * math.pi
+    elif phi <= -math.pi:
+        phi += 2.0 * math.pi
+    measured = measured_pt(
+        rng, gen_pt, eta, phi, 1.0 - 2.0 * i,
+        resolution_edges, resolution, truth_edges, truth, mismodel, max_smear,
+    )  # fmt: skip
+    row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3] = measured, eta, phi, gen_pt
+    return acceptance[2] <= eta < acceptance[3] and acceptance[0] <= measured < acceptance[1]
+
+
+@kernel
+def _mass_accepted(row: Floats, acceptance: Floats, mu: float) -> bool:
+    """Whether the measured mass of a pair is in the window."""
+    mass = pair_mass(row[0], row[1], row[2], row[4], row[5], row[6], mu)
+    return acceptance[4] <= mass < acceptance[5]
+
+
+@kernel
+def _measured_pairs(
+    rng: Generator,
+    plus: Floats,
+    minus: Floats,
+    acceptance: Floats,
+    resolution_edges: Floats,
+    resolution: Floats,
+    truth_edges: Floats,
+    truth: Floats,
+    mismodel: Floats,
+    mu: float,
+    max_smear: float,
+) -> Floats:
+    out = np.zeros((len(plus), 9))
+    n = 0
+    for pair in range(len(plus)):
+        row = out[n]
+        accepted = True
+        for i in range(2):
+            if accepted:
+                muon = plus[pair] if i == 0 else minus[pair]
+                accepted = _measured_muon(
+                    rng, muon[0], muon[1], muon[2], 0.0, i, acceptance,
+                    resolution_edges, resolution, truth_edges, truth, mismodel, max_smear, row,
+                )  # fmt: skip
+        if accepted and _mass_accepted(row, acceptance, mu):
+            n += 1
+    return out[:n].copy()
+
+
+@kernel
 def _may_be_accepted(momenta: Floats, acceptance: Floats) -> bool:
     """Whether radiation and resolution could still bring both muons into the acceptance: a cheap first look."""
     for i in range(2):
@@ -267,14 +348,11 @@ def _pair_block(
 ) -> Floats:
     """Accepted pairs of one block, (n, 9): pt, eta, phi and generator pt of mu+, then of mu-, then 1 for background.
 
-    lines: rows mass, width, cumulative fraction. production: p0, exponent, lowest and highest pair pT, y_max,
-    polarisation. background_shape: slope, low, high. acceptance: pt low, high, eta low, high, mass low, high.
+    lines: rows mass, width, cumulative fraction. production: `production_of`. background_shape: slope, low, high.
+    acceptance: pt low, high, eta low, high, mass low, high.
     """
     out = np.empty((n_attempts, 9))
     momenta = np.empty(6)
-    p0, power = production[0], 1.0 - production[1]
-    low = (1.0 + (production[2] / p0) ** 2) ** power
-    high = (1.0 + (production[3] / p0) ** 2) ** power
     slope, m_low, m_high = background_shape[0], background_shape[1], background_shape[2]
     n = 0
     for _ in range(n_attempts):
@@ -287,8 +365,7 @@ def _pair_block(
                 mass = m_low - math.log1p(-u * (1.0 - math.exp(-slope * (m_high - m_low)))) / slope
         else:
             mass = line_mass(rng, lines[0], lines[1], lines[2], line_cut)
-        pt = p0 * math.sqrt((low + rng.random() * (high - low)) ** (1.0 / power) - 1.0)
-        y = production[4] * (2.0 * rng.random() - 1.0)
+        pt, y = produced_pair(rng, production)
         _decay(rng, mass, pt, y, production[5], mu, momenta)
         azimuth = 2.0 * math.pi * rng.random() - math.pi
         accepted = _may_be_accepted(momenta, acceptance)
@@ -298,26 +375,13 @@ def _pair_block(
             kept = 1.0
             if alpha > 0.0 and not is_background:
                 kept -= radiated_fraction(rng, mass, mu, alpha)
-            px, py, pz = kept * momenta[3 * i], kept * momenta[3 * i + 1], kept * momenta[3 * i + 2]
-            gen_pt = math.sqrt(px * px + py * py)
-            eta = math.asinh(pz / gen_pt)
-            phi = math.atan2(py, px) + azimuth
-            if phi > math.pi:
-                phi -= 2.0 * math.pi
-            elif phi <= -math.pi:
-                phi += 2.0 * math.pi
-            measured = measured_pt(
-                rng, gen_pt, eta, phi, 1.0 - 2.0 * i,
-                resolution_edges, resolution, truth_edges, truth, mismodel, max_smear,
+            accepted = _measured_muon(
+                rng, kept * momenta[3 * i], kept * momenta[3 * i + 1], kept * momenta[3 * i + 2], azimuth, i, acceptance,
+                resolution_edges, resolution, truth_edges, truth, mismodel, max_smear, out[n],
             )  # fmt: skip
-            accepted = acceptance[0] <= measured < acceptance[1]
-            out[n, 4 * i], out[n, 4 * i + 1], out[n, 4 * i + 2] = measured, eta, phi
-            out[n, 4 * i + 3] = gen_pt
-        if accepted:
-            reco = pair_mass(out[n, 0], out[n, 1], out[n, 2], out[n, 4], out[n, 5], out[n, 6], mu)
-            if acceptance[4] <= reco < acceptance[5]:
-                out[n, 8] = 1.0 if is_background else 0.0
-                n += 1
+        if accepted and _mass_accepted(out[n], acceptance, mu):
+            out[n, 8] = 1.0 if is_background else 0.0
+            n += 1
     return out[:n].copy()
 
 
@@ -333,7 +397,7 @@ def lines_table(lines: tuple[Line, ...]) -> Floats:
     return np.array([[line.mass for line in lines], [line.width for line in lines], cumulative])
 
 
-def _line_cut(settings: SimulationSettings) -> float:
+def breit_wigner_cut(settings: SimulationSettings) -> float:
     """Breit-Wigner tails beyond this distance (GeV) from the peak cannot reach the window."""
     low, high = settings.mass_window
     return max(0.5 * (high - low), *(12.0 * line.width for line in settings.resonance.lines))
@@ -343,6 +407,48 @@ def _lowest_pair_pt(settings: SimulationSettings) -> float:
     """The pT of a pair of muons both above the acceptance: pT^2 >= (2 pT_mu)^2 - m^2, with room for smearing."""
     lowest = 0.93 * settings.muon_pt[0]
     return math.sqrt(max(4.0 * lowest**2 - (1.05 * settings.mass_window[1]) ** 2, 0.0))
+
+
+def production_of(settings: SimulationSettings) -> Floats:
+    """(6,) p0, exponent, (1 + pT^2/p0^2)^(1 - exponent) at the lowest and the highest pair pT, y_max, polarisation."""
+    spectrum = settings.spectrum or settings.resonance.spectrum
+    ends = np.array([_lowest_pair_pt(settings), 2.5 * settings.muon_pt[1]])
+    low, high = (1.0 + (ends / spectrum.p0) ** 2) ** (1.0 - spectrum.exponent)
+    return np.array([spectrum.p0, spectrum.exponent, low, high, spectrum.y_max, spectrum.polarisation])
+
+
+def _detector_of(settings: SimulationSettings) -> tuple[Floats, ...]:
+    """Acceptance, resolution, truth and mis-model as the arguments of the kernels."""
+    r, x = settings.resolution, settings.mismodel
+    truth = settings.truth or no_bias(np.array(settings.eta_range))
+    return (
+        np.array([*settings.muon_pt, *settings.eta_range, *settings.mass_window]),
+        np.ascontiguousarray(r.eta_edges),
+        np.array([r.a, r.b, r.c, r.d]),
+        np.ascontiguousarray(truth.eta_edges),
+        np.array([truth.A, truth.e, truth.M]),
+        np.array([x.pt2, x.phi_amplitude, float(x.phi_harmonic), x.eta_amplitude, x.eta_period, x.eta_pt_min]),
+    )
+
+
+def measure_pairs(rng: Generator, plus: Floats, minus: Floats, settings: SimulationSettings) -> Floats:
+    """What the detector makes of pairs from any generator, accepted ones only.
+
+    Parameters
+    ----------
+    plus, minus : (n, 3) px, py, pz in GeV of mu+ and mu-, after radiation.
+
+    Returns
+    -------
+    (n_accepted, 9) : pt, eta, phi and generator pt of mu+, then of mu-, then 0 for "no background".
+    """
+    pairs: Floats = _measured_pairs(rng, plus, minus, *_detector_of(settings), MUON_MASS, _MAX_SMEAR)
+    return pairs
+
+
+def stream_of(seed: int, stream: int, block: int = 0) -> Generator:
+    """Random numbers of one block. Streams: 0 pairs, 1 share of background, 2 line shape, 3 to 5 `musclecal.pythia`."""
+    return Generator(Philox(key=[seed, (stream << 40) + block]))
 
 
 @dataclass(frozen=True)
@@ -356,31 +462,26 @@ class _BlockMaker:
 
     def __call__(self, block: int) -> Floats:
         s = self.settings
-        spectrum = s.spectrum or s.resonance.spectrum
-        truth = s.truth or no_bias(np.array(s.eta_range))
-        r, x = s.resolution, s.mismodel
         window = s.mass_window
-        rng = Generator(Philox(key=[self.seed, (self.stream << 40) + block]))
         pairs: Floats = _pair_block(
-            rng,
+            stream_of(self.seed, self.stream, block),
             _ATTEMPTS,
             self.background_probability,
             lines_table(s.resonance.lines),
-            _line_cut(s),
-            np.array([spectrum.p0, spectrum.exponent, _lowest_pair_pt(s), 2.5 * s.muon_pt[1], spectrum.y_max,
-                      spectrum.polarisation]),
+            breit_wigner_cut(s),
+            production_of(s),
             np.array([s.background_slope, 0.9 * window[0], 1.1 * window[1]]),
-            np.array([*s.muon_pt, *s.eta_range, *window]),
-            np.ascontiguousarray(r.eta_edges),
-            np.array([r.a, r.b, r.c, r.d]),
-            np.ascontiguousarray(truth.eta_edges),
-            np.array([truth.A, truth.e, truth.M]),
-            np.array([x.pt2, x.phi_amplitude, float(x.phi_harmonic), x.eta_amplitude, x.eta_period, x.eta_pt_min]),
+            *_detector_of(s),
             MUON_MASS,
             ALPHA_QED if s.fsr else 0.0,
             _MAX_SMEAR,
-        )  # fmt: skip
+        )
         return pairs
+
+
+def background_blocks(settings: SimulationSettings, seed: int, stream: int) -> Iterator[Floats]:
+    """Accepted pairs of background alone, block by block without end; rows as of `measure_pairs`, but 1 at the end."""
+    return map(_BlockMaker(settings, seed, 1.0, stream), count())
 
 
 def _background_probability(settings: SimulationSettings, seed: int) -> float:
@@ -430,6 +531,16 @@ def simulate(
     """
     probability = _background_probability(settings, seed)
     blocks = in_order(_BlockMaker(settings, seed, probability), count(), threads)
+    return in_chunks(blocks, n_events, chunk_events)
+
+
+def in_chunks(blocks: Iterable[Floats], n_events: int, chunk_events: int) -> Iterator[DimuonEvents]:
+    """The first ``n_events`` rows of endless ``blocks`` of accepted pairs, as events.
+
+    Raises
+    ------
+    InputError : many blocks in a row are empty.
+    """
     kept: list[Floats] = []
     waiting = made = empty = 0
     for rows in blocks:
@@ -451,7 +562,7 @@ def simulate(
 
 def lineshape(resonance: Resonance, n: int, seed: int, *, fsr: bool = True) -> Floats:
     """(n,) masses in GeV of the resonance after FSR, without any detector: the true line shape."""
-    rng = Generator(Philox(key=[seed, 1 << 41]))
+    rng = stream_of(seed, 2)
     masses = np.empty(n)
     _fill_lineshape(rng, lines_table(resonance.lines), 12.0 * resonance.line.width + 0.1,
                     MUON_MASS, ALPHA_QED if fsr else 0.0, masses)  # fmt: skip

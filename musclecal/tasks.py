@@ -57,6 +57,7 @@ class Task:
     output : the file that it writes. run : writes it, atomically.
     options : everything, JSON-able, that the output depends on beside the inputs.
     inputs : files that it reads and no task makes. after : tasks whose outputs it reads.
+    also : further files that it writes; the task is redone where one is missing.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     options: Mapping[str, object] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     after: tuple["Task", ...] = ()
+    also: tuple[Path, ...] = ()
 
     @property
     def manifest_path(self) -> Path:
@@ -89,7 +91,7 @@ class Task:
             found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        if not isinstance(found, dict) or not self.output.exists():
+        if not isinstance(found, dict) or not all(path.exists() for path in (self.output, *self.also)):
             return False
         state = found.pop("output", None)
         return found == wanted and state == fingerprint(self.output)
@@ -118,6 +120,15 @@ def _in_order(wanted: Iterable[Task]) -> list[Task]:
     return list(order.values())
 
 
+def _make_room(task: Task) -> None:
+    """The folder of the output; what stands there no longer counts as done."""
+    try:
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        task.manifest_path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be written to: {error.strerror}") from None
+
+
 def run_tasks(
     wanted: Iterable[Task],
     *,
@@ -137,8 +148,7 @@ def run_tasks(
         if up_to_date:
             skipped.append(task.name)
             continue
-        task.output.parent.mkdir(parents=True, exist_ok=True)
-        task.manifest_path.unlink(missing_ok=True)
+        _make_room(task)
         task.run()
         manifest["output"] = fingerprint(task.output)
         write_text(task.manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")

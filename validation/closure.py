@@ -10,6 +10,7 @@ with P the projection of (A, e, M) on what is fitted: A - e <k_C> and M.
 """
 
 import numpy as np
+from scipy.linalg import eigh
 from scipy.optimize import brentq
 
 from musclecal.covariance import chi2_of
@@ -19,6 +20,8 @@ from musclecal.records import Closure, Floats, MassFits, ScaleCalibration
 from musclecal.resonances import resonance
 
 __all__ = ["closure_test", "mean_residual", "projection", "scale_factor"]
+
+_LARGEST_FACTOR = 1e6
 
 
 def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
@@ -39,23 +42,25 @@ def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
 def scale_factor(residual: Floats, calibration_part: Floats, closure_part: Floats) -> float:
     """s with r^T (s^2 calibration_part + closure_part)^-1 r = n; 0 where the closure part alone is large enough.
 
+    In the common eigenvectors of both parts chi2 is a sum of independent terms. Raises `InputError` where no s will do.
     Shapes: (n,), (n, n), (n, n).
     """
     n = len(residual)
+    if chi2_of(residual, closure_part).chi2 <= n:
+        return 0.0
+    unit = np.sqrt(np.diag(closure_part))
+    units = np.outer(unit, unit)
+    ratio, modes = eigh(calibration_part / units, closure_part / units)
+    pull_squared, ratio = (modes.T @ (residual / unit)) ** 2, np.clip(ratio, 0.0, None)
 
     def excess(s: float) -> float:
-        return chi2_of(residual, s * s * calibration_part + closure_part).chi2 - n
+        return float(np.sum(pull_squared / (1.0 + s * s * ratio))) - n
 
-    if excess(0.0) <= 0.0:
-        return 0.0
-    high = 1.0
-    while excess(high) > 0.0:
-        high *= 2.0
-        if high > 1e6:
-            raise InputError(
-                "closure: no scale factor makes the residuals expected; is the calibration covariance zero?"
-            )
-    return float(brentq(excess, 0.0, high, xtol=1e-6))
+    if excess(_LARGEST_FACTOR) > 0.0:
+        raise InputError(
+            "closure: no scale factor makes the residuals expected; is the calibration covariance zero?"
+        )
+    return float(brentq(excess, 0.0, _LARGEST_FACTOR, xtol=1e-6))
 
 
 def _mass_part(parameter_names: tuple[str, ...], n_eta: int, relative_error: float) -> Floats:
@@ -105,14 +110,17 @@ def closure_test(
     )
 
 
-def mean_residual(closure: Closure, parameter: str = "A") -> tuple[float, float]:
-    """Average of a parameter over the eta bins, weighted by the full covariance, and its error from the closure alone.
+def mean_residual(closure: Closure, parameter: str = "A") -> tuple[float, float, float]:
+    """Average of a parameter over the eta bins, its error from the closure sample alone, and with the calibration's.
 
-    For A: the relative momentum scale that is still to be corrected.
+    The average is weighted by the inverse covariance of the closure sample. For A: the relative momentum scale that is
+    still to be corrected.
     """
     n_fit = len(closure.parameter_names)
     rows = np.arange(len(closure.values)) * n_fit + closure.parameter_names.index(parameter)
-    covariance = closure.covariance[np.ix_(rows, rows)]
-    weight = np.linalg.solve(covariance, np.ones(len(rows)))
-    variance = 1.0 / weight.sum()
-    return float(variance * (weight @ closure.values.ravel()[rows])), float(np.sqrt(variance))
+    alone = closure.covariance[np.ix_(rows, rows)]
+    weight = np.linalg.solve(alone, np.ones(len(rows)))
+    weight /= weight.sum()
+    total = alone + closure.calibration_covariance[np.ix_(rows, rows)]
+    mean = weight @ closure.values.ravel()[rows]
+    return float(mean), float(np.sqrt(weight @ alone @ weight)), float(np.sqrt(weight @ total @ weight))

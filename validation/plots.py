@@ -566,7 +566,7 @@ def _draw_band(axis: "Axes", closure: Closure, sigma: Floats, *, scaled: bool = 
     """The uncertainty of the calibration about zero, and s times it if s > 1. Gives what is drawn."""
     edges, s = np.asarray(closure.eta_edges), closure.s_quoted
     axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=_BAND, lw=0, label=_SIGMA, zorder=0)
-    if not scaled or s is None or s == 1.0:
+    if not scaled or s is None or s < 1.005:
         return [sigma, -sigma]
     outline: dict[str, Any] = {"baseline": None, "color": _FIT, "lw": 1.2, "ls": "--", "zorder": 1}
     axis.stairs(s * sigma, edges, label=_scaled(closure), **outline)
