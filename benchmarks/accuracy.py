@@ -63,12 +63,12 @@ def random_truth(seed: int, eta_edges: tuple[float, ...]) -> ScaleParameters:
     )
 
 
-def loose(name: str, pt_edges: tuple[float, ...]) -> SimulationSettings:
-    """Acceptance a little wider than the analysis, as an ntuple has."""
+def loose(name: str, pt_edges: tuple[float, ...], beyond: float = 0.015) -> SimulationSettings:
+    """Acceptance a little wider than the analysis, as an ntuple has: the mass window by the fraction ``beyond``."""
     r = resonance(name)
     low, high = r.mass_window
     return SimulationSettings(
-        r, (0.97 * pt_edges[0], 1.03 * pt_edges[-1]), (-2.4, 2.4), (0.985 * low, 1.015 * high)
+        r, (0.97 * pt_edges[0], 1.03 * pt_edges[-1]), (-2.4, 2.4), ((1.0 - beyond) * low, (1.0 + beyond) * high)
     )
 
 
@@ -124,10 +124,10 @@ def one_seed(seed: int, options: argparse.Namespace) -> Iterator[dict[str, objec
     truth = random_truth(seed, edges)
     r = resonance("Jpsi")
     binning = Binning(edges, tuple(options.pt_edges), r.mass_window, r.mass_bins, r.line.mass)
-    settings = loose("Jpsi", binning.pt_edges)
+    settings = loose("Jpsi", binning.pt_edges, 0.12)
     spectrum = replace(r.spectrum, exponent=1.0 + (r.spectrum.exponent - 1.0) * options.exponent_factor)
     biased = replace(
-        settings,
+        loose("Jpsi", binning.pt_edges),
         truth=truth,
         background=0.15,
         resolution=default_resolution().scaled(options.resolution_factor),
@@ -167,8 +167,8 @@ def upsilon(
     """Closure on the Upsilon(1S): residual A and M, and what it is without any correction."""
     r = resonance("Y1S")
     binning = Binning(calibration.eta_edges, r.pt_edges, r.mass_window, r.mass_bins, r.line.mass)
-    settings = loose("Y1S", r.pt_edges)
-    biased = replace(settings, truth=truth)
+    settings = loose("Y1S", r.pt_edges, 0.12)
+    biased = replace(loose("Y1S", r.pt_edges), truth=truth)
     n = int(options.upsilon)
     simulated = fill(simulate(settings, 4 * n, 5000 + 2 * seed), binning)
     row: dict[str, object] = {"seed": seed, "model": "Upsilon(1S) closure", "pass": options.passes + 1}

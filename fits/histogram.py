@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musclecal.binning import Binning, bin_of
 from musclecal.compiled import in_order, kernel
@@ -32,25 +33,26 @@ def _locate(
     n_mass: int, gen_first: int, n_gen: int, mu: float,
     number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats,
 ) -> None:  # fmt: skip
-    """4D bin number (-1 outside), mass bin, generator bin (-1: none) and (k+, k-, pT+, pT-, f+, f-) of each pair."""
+    """4D bin number, mass bin, generator bin (each -1 outside) and (k+, k-, pT+, pT-, f+, f-) of each pair."""
     n_eta, n_pt = eta_edges.size - 1, pt_edges.size - 1
     for n in range(pt_plus.size):
-        number[n] = -1
+        number[n] = mass_bin[n] = gen_bin[n] = -1
         p, q = pt_plus[n], pt_minus[n]
         mass = pair_mass(p, eta_plus[n], phi_plus[n], q, eta_minus[n], phi_minus[n], mu)
-        if not mass >= m_low:
+        if not mass > 0.0:
             continue
-        mass_bin[n] = int(math.floor(math.log(mass / m_low) / step))
         common = m_ref / mass if pt_scaled else 1.0
         i, j = bin_of(eta_edges, eta_plus[n]), bin_of(eta_edges, eta_minus[n])
         k, m = bin_of(pt_edges, p * common), bin_of(pt_edges, q * common)
-        if min(i, j, k, m) < 0 or mass_bin[n] >= n_mass:
+        if min(i, j, k, m) < 0:
             continue
+        b = int(math.floor(math.log(mass / m_low) / step))
+        if 0 <= b < n_mass:
+            mass_bin[n] = b
         number[n] = ((i * n_eta + j) * n_pt + k) * n_pt + m
         f_plus, f_minus = mass_factors(p, eta_plus[n], q, eta_minus[n], mass, mu)
         values[n, 0], values[n, 1], values[n, 2], values[n, 3] = 1.0 / p, 1.0 / q, p, q
         values[n, 4], values[n, 5] = f_plus, f_minus
-        gen_bin[n] = -1
         if gen_mass.size and gen_mass[n] > 0.0:
             g = int(math.floor(math.log(gen_mass[n] / m_ref) / step + 0.5)) - gen_first
             if 0 <= g < n_gen:
@@ -69,13 +71,15 @@ def _accumulate(
             continue
         row = row_of[number[n]]
         w = weights[n] if weighted else 1.0
+        if gen_bin[n] >= 0:
+            generator[row, gen_bin[n]] += int(round(w * weight_unit)) if weighted else 1
+        if mass_bin[n] < 0:
+            continue
         if weighted:
             counts[row, mass_bin[n]] += int(round(w * weight_unit))
             variances[row, mass_bin[n]] += int(round(w * w * weight_unit))
         else:
             counts[row, mass_bin[n]] += 1
-        if gen_bin[n] >= 0:
-            generator[row, gen_bin[n]] += int(round(w * weight_unit)) if weighted else 1
         for c in range(6):
             sums[row, c] += int(round(w * values[n, c] * units[c]))
         sums[row, 6] += int(round(w * units[6]))
@@ -91,6 +95,12 @@ class _Partial:
     generator: Ints
     sums: Ints
     n_outside: int
+
+    def only(self, rows: NDArray[np.bool_]) -> "_Partial":
+        """Some of the 4D bins."""
+        tables = (self.bins, self.counts, self.variances, self.generator, self.sums)
+        bins, counts, variances, generator, sums = (table[rows] for table in tables)
+        return _Partial(bins, counts, variances, generator, sums, self.n_outside)
 
     def __add__(self, other: "_Partial") -> "_Partial":
         bins = np.union1d(self.bins, other.bins)
@@ -127,8 +137,10 @@ def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_ge
         binning.pt_scaled, binning.mass_window[0], binning.mass_reference, binning.log_step, binning.mass_bins,
         first, n_gen, MUON_MASS, number, mass_bin, gen_bin, values,
     )  # fmt: skip
-    bins = np.unique(number)
-    bins = bins[bins >= 0]
+    # A pair outside the mass window still counts for the generator-level masses of its 4D bin: a template made of
+    # pairs that were smeared into the window would lack those that the next smearing brings in.
+    counted = (number >= 0) & (mass_bin >= 0)
+    bins = np.unique(number[(number >= 0) & (counted | (gen_bin >= 0))])
     row_of = np.full(binning.n_bins, -1, dtype=np.int64)
     row_of[bins] = np.arange(len(bins))
     shape = (len(bins), binning.mass_bins)
@@ -138,7 +150,7 @@ def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_ge
         np.zeros(shape if len(weights) else (len(bins), 0), dtype=np.int64),
         np.zeros((len(bins), n_gen), dtype=np.int64),
         np.zeros((len(bins), 7), dtype=np.int64),
-        int(np.count_nonzero(number < 0)),
+        int(n - np.count_nonzero(counted)),
     )
     _accumulate(
         number, mass_bin, gen_bin, values, weights, row_of, _UNITS, _WEIGHT_UNIT,
@@ -167,7 +179,7 @@ def fill(
 
     Parameters
     ----------
-    chunks : selected events. The generator histogram is filled if the first chunk has generator-level muons.
+    chunks : selected events; simulated ones should not be cut on their measured mass. The generator histogram is filled if the first chunk has generator-level muons.
     weight : gives the weights (n_event,) >= 0 of a chunk; None counts events.
     cut_flows : asked at the end for the cut flows to keep with the histogram.
 
@@ -194,11 +206,12 @@ def fill(
 
     for partial in in_order(work, prepared(), threads):
         total = _checked(partial if total is None else total + partial)
-    if total is None or not len(total.bins):
+    if total is None or not total.counts.sum():
         raise InputError(
             "no event inside the binning and the mass window: check units, mass_window and edges"
         )
     weighted = weight is not None
+    total = total.only(total.counts.sum(axis=1) > 0)
     means = total.sums[:, :6] / _UNITS[:6] / (total.sums[:, 6:] / _UNITS[6])
     unit = _WEIGHT_UNIT if weighted else 1
     return MassHistogram(

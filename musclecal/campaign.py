@@ -114,6 +114,7 @@ class Campaign:
             truth = () if table.truth is None else (str(self.folder / table.truth),)
             options = {
                 "simulate": table.model_dump(),
+                "kind": sample.kind,
                 "resonance": repr(self.config.resonance(sample.resonance)),
                 "eta_edges": self.config.binning.edges,
             }
@@ -127,7 +128,7 @@ class Campaign:
         table = sample.simulate
         assert table is not None
         resonance = self.config.resonance(sample.resonance)
-        settings = simulation_settings(table, resonance, self.config.binning.edges, self.folder)
+        settings = simulation_settings(sample, table, resonance, self.config.binning.edges, self.folder)
         if table.generator == "pythia8":
             from musclecal.pythia import simulate_with_pythia as generate
         else:

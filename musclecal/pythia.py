@@ -1,23 +1,32 @@
 r"""Muon pairs whose decay and radiation are Pythia's: the check on the collinear radiation of `musclecal.simulate`.
 
 A particle gun. The mass (Breit-Wigner of the PDG mass and width), pT and rapidity of the resonance are drawn as in
-`musclecal.simulate`; Pythia 8 (arXiv:2203.11601) decays it to :math:`\mu^+\mu^-` and adds the photons, with angles
-and a matrix-element correction of the hardest one; the same detector measures the muons. So a sample of either
-generator differs from the other in its radiation, and in nothing else.
+`musclecal.simulate`; Pythia 8 (arXiv:2203.11601) decays it to :math:`\mu^+\mu^-` and adds the photons, with their
+angles; the same detector measures the muons. So a sample of either generator differs from the other in its radiation,
+and in nothing else.
 
-Photons come from ``HadronLevel:QED`` for J/psi, psi(2S) and Upsilon (off by default in Pythia; it was called
-``ParticleDecays:allowPhotonRadiation`` in older versions) and from the lepton shower of the resonance decay for the Z.
+Photons come from ``HadronLevel:QED`` for J/psi, psi(2S) and Upsilon (off by default; ``ParticleDecays:
+allowPhotonRadiation`` of older versions is not known to 8.317) and from the lepton shower of the decay for the Z.
 Pythia decays without polarisation: the wanted :math:`1 + \lambda\cos^2\theta` is made by rejection on the muons
 before radiation. Background pairs are those of `musclecal.simulate`.
 
-Speed: 1e4 to 2e4 accepted pairs a second, on one processor, 30 times less than the built-in generator.
+Speed: 6e3 (J/psi, Upsilon) to 2.5e4 (Z) accepted pairs a second on one processor; the built-in generator makes 3e5
+to 7e5. Radiation measured with 3e5 decays each, m and m0 the masses after and before it:
+
+==============  ========================  ===================================
+.               m < 0.99 m0               mean of 1 - m/m0 where m > 0.95 m0
+==============  ========================  ===================================
+J/psi           7.8 %, built-in 8.2 %     121e-5, built-in 123e-5
+Upsilon(1S)     11.0 %, built-in 11.3 %   169e-5, built-in 169e-5
+Z               17.0 %, built-in 17.1 %   262e-5, built-in 258e-5
+==============  ========================  ===================================
 
 Not for: production, interference of the Z with the photon, pile-up or anything else in a collision.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -63,7 +72,9 @@ def _pdgids(settings: SimulationSettings) -> tuple[int, ...]:
     pdgids = _PDGIDS.get(name, ())
     if len(pdgids) != len(settings.resonance.lines):
         known = ", ".join(_PDGIDS)
-        raise InputError(f"generator: pythia8 cannot make the resonance {name!r} with these peaks: known are {known}")
+        raise InputError(
+            f"generator: pythia8 cannot make the resonance {name!r} with these peaks: known are {known}"
+        )
     return pdgids
 
 
@@ -137,7 +148,7 @@ def _cos_theta(energy_plus: Floats, shots: Floats) -> Floats:
 def _generated(
     pythia: Any, pdgids: tuple[int, ...], rng: Generator, n: int, settings: SimulationSettings
 ) -> tuple[Floats, Floats, Floats]:
-    """Up to ``n`` pairs before the detector: (n_made, 3) momenta of mu+ and mu-, and (n_made,) mass before radiation."""
+    """Up to ``n`` pairs before the detector: momenta of mu+ and mu- (n_made, 3), mass before radiation (n_made,)."""
     production = production_of(settings)
     polarisation = production[5]
     lines = lines_table(settings.resonance.lines)
@@ -150,25 +161,20 @@ def _generated(
     return muons[kept, 0:3], muons[kept, 3:6], shots[kept, 5]
 
 
-def _signal_blocks(settings: SimulationSettings, seed: int) -> Iterator[tuple[Generator, Floats]]:
-    """Accepted pairs, block by block without end, each with the random numbers of its block."""
-    pdgids = _pdgids(settings)
-    pythia = _pythia(pdgids, settings.fsr, int(stream_of(seed, _SEED_STREAM).integers(1, _LARGEST_SEED)))
+def _blocks(
+    pythia: Any, pdgids: tuple[int, ...], settings: SimulationSettings, seed: int
+) -> Iterator[Floats]:
+    """Accepted pairs, block by block without end; each pair is background with the probability of the settings."""
+    background = chain.from_iterable(background_blocks(settings, seed, _BACKGROUND_STREAM))
     for block in count():
         rng = stream_of(seed, _GUN_STREAM, block)
         plus, minus, _ = _generated(pythia, pdgids, rng, _ATTEMPTS, settings)
-        yield rng, measure_pairs(rng, plus, minus, settings)
-
-
-def _with_background(settings: SimulationSettings, seed: int) -> Iterator[Floats]:
-    """Accepted pairs, of which each is background with the probability of the settings."""
-    background = chain.from_iterable(background_blocks(settings, seed, _BACKGROUND_STREAM))
-    for rng, signal in _signal_blocks(settings, seed):
+        signal = measure_pairs(rng, plus, minus, settings)
         if settings.background == 0.0 or len(signal) == 0:
             yield signal
             continue
         n_background = rng.negative_binomial(len(signal), 1.0 - settings.background)
-        mixed = np.concatenate([signal, np.reshape([next(background) for _ in range(n_background)], (-1, 9))])
+        mixed = np.concatenate([signal, np.reshape(list(islice(background, n_background)), (-1, 9))])
         yield rng.permutation(mixed)
 
 
@@ -183,4 +189,6 @@ def simulate_with_pythia(
     ------
     InputError : pythia8mc is not installed, Pythia has no such resonance, or nothing is accepted.
     """
-    return in_chunks(_with_background(settings, seed), n_events, chunk_events)
+    pdgids = _pdgids(settings)
+    pythia = _pythia(pdgids, settings.fsr, int(stream_of(seed, _SEED_STREAM).integers(1, _LARGEST_SEED)))
+    return in_chunks(_blocks(pythia, pdgids, settings, seed), n_events, chunk_events)

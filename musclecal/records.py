@@ -142,7 +142,8 @@ class MassHistogram:
     bins : (n_bin,) 4D bin numbers.
     counts : (n_bin, n_mass) events, or sums of weights.
     variances : (n_bin, n_mass) sums of squared weights; None where all weights are one.
-    generator : (n_bin, n_gen) generator-level masses of events in the 4D bin of their measured momenta; or None.
+    generator : (n_bin, n_gen) generator-level masses of events in the 4D bin of their measured momenta, whatever
+        their measured mass; or None.
     mean_k, mean_pt, mean_f : (n_bin, 2) averages of k (1/GeV), 1/k (GeV) and the muon-mass factor f over the events
         of the bin, column 0 for mu+, 1 for mu-.
     n_outside : selected events outside the binning.

@@ -41,7 +41,7 @@ def read_scale(path: Path) -> ScaleParameters:
             columns[key] = np.array(table[key], dtype=np.float64)
         except (TypeError, ValueError):
             raise InputError(f"{path}: {key}: not a list of numbers") from None
-        wanted = len(columns["eta_edges"]) - (key != "eta_edges")
+        wanted = max(columns["eta_edges"].size, 2) - (key != "eta_edges")
         if columns[key].shape != (wanted,) or not np.all(np.isfinite(columns[key])):
             raise InputError(f"{path}: {key}: {wanted} finite numbers wanted")
     if np.any(np.diff(columns["eta_edges"]) <= 0.0):
@@ -56,13 +56,18 @@ def write_scale(path: Path, scale: ScaleParameters) -> None:
 
 
 def simulation_settings(
-    table: SimulateConfig, resonance: Resonance, binning_edges: tuple[float, ...], folder: Path
+    sample: SampleConfig, table: SimulateConfig, resonance: Resonance, eta_edges: tuple[float, ...], folder: Path
 ) -> SimulationSettings:
-    """Settings of a [samples.NAME.simulate] table; the acceptance is a little wider than the analysis."""
+    """Settings of a [samples.NAME.simulate] table; the acceptance is a little wider than the analysis.
+
+    Simulation, from which generator-level templates are made, has all masses that could be smeared into the window.
+    """
     room = 0.2 if resonance.pt_scaled else 0.03
     low, high = resonance.pt_edges[0] * (1.0 - room), resonance.pt_edges[-1] * (1.0 + room)
     window = resonance.mass_window
-    spectrum = resonance.spectrum
+    beyond = 0.015 if sample.kind == "data" else 0.12
+    widest = max(abs(eta_edges[0]), abs(eta_edges[-1])) + 0.2
+    spectrum = replace(resonance.spectrum, y_max=max(resonance.spectrum.y_max, widest))
     changes = {
         "p0": table.spectrum_p0,
         "exponent": table.spectrum_exponent,
@@ -71,8 +76,8 @@ def simulation_settings(
     return SimulationSettings(
         resonance=resonance,
         muon_pt=table.muon_pt or (low, high),
-        eta_range=(binning_edges[0], binning_edges[-1]),
-        mass_window=(window[0] * 0.985, window[1] * 1.015),
+        eta_range=(eta_edges[0], eta_edges[-1]),
+        mass_window=(window[0] * (1.0 - beyond), window[1] * (1.0 + beyond)),
         resolution=default_resolution().scaled(table.resolution_factor),
         truth=None if table.truth is None else read_scale(folder / table.truth),
         mismodel=MisModel(
@@ -97,7 +102,7 @@ class Source:
     Attributes
     ----------
     samples : configuration and files of each sample, by name.
-    binning : gives the eta range and the mass window of the cuts.
+    binning : gives the eta range and, for data, the mass window of the cuts.
     scale : applied to the events before the cuts, or None.
     """
 
@@ -118,7 +123,7 @@ class Source:
             muon_pt_max=pt_range[1],
             eta_min=b.eta_edges[0],
             eta_max=b.eta_edges[-1],
-            mass_window=b.mass_window,
+            mass_window=None if sample.kind == "simulation" else b.mass_window,
             expressions=sample.cuts,
         )
 

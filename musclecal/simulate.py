@@ -375,8 +375,9 @@ def _pair_block(
             kept = 1.0
             if alpha > 0.0 and not is_background:
                 kept -= radiated_fraction(rng, mass, mu, alpha)
+            px, py, pz = kept * momenta[3 * i], kept * momenta[3 * i + 1], kept * momenta[3 * i + 2]
             accepted = _measured_muon(
-                rng, kept * momenta[3 * i], kept * momenta[3 * i + 1], kept * momenta[3 * i + 2], azimuth, i, acceptance,
+                rng, px, py, pz, azimuth, i, acceptance,
                 resolution_edges, resolution, truth_edges, truth, mismodel, max_smear, out[n],
             )  # fmt: skip
         if accepted and _mass_accepted(out[n], acceptance, mu):
@@ -417,7 +418,7 @@ def production_of(settings: SimulationSettings) -> Floats:
     return np.array([spectrum.p0, spectrum.exponent, low, high, spectrum.y_max, spectrum.polarisation])
 
 
-def _detector_of(settings: SimulationSettings) -> tuple[Floats, ...]:
+def _detector_of(settings: SimulationSettings) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
     """Acceptance, resolution, truth and mis-model as the arguments of the kernels."""
     r, x = settings.resolution, settings.mismodel
     truth = settings.truth or no_bias(np.array(settings.eta_range))
@@ -428,7 +429,7 @@ def _detector_of(settings: SimulationSettings) -> tuple[Floats, ...]:
         np.ascontiguousarray(truth.eta_edges),
         np.array([truth.A, truth.e, truth.M]),
         np.array([x.pt2, x.phi_amplitude, float(x.phi_harmonic), x.eta_amplitude, x.eta_period, x.eta_pt_min]),
-    )
+    )  # fmt: skip
 
 
 def measure_pairs(rng: Generator, plus: Floats, minus: Floats, settings: SimulationSettings) -> Floats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musclecal.fast_simulation import fast_simulation
-from musclecal.records import DimuonEvents, Floats
+from musclecal.records import DimuonEvents, Floats, Muons
 from musclecal.resonances import resonance
 from musclecal.simulate import (
     ResolutionModel,
@@ -37,8 +37,6 @@ def made_from(seeds: Iterable[DimuonEvents], *, seed: int = 3, threads: int | No
 
 
 def together(chunks: list[DimuonEvents]) -> DimuonEvents:
-    from musclecal.records import Muons
-
     def muons(name: str) -> Muons:
         parts = [getattr(chunk, name) for chunk in chunks]
         return Muons(*(np.concatenate([getattr(p, x) for p in parts]) for x in ("pt", "eta", "phi")))
@@ -105,20 +103,12 @@ def test_the_generator_masses_follow_the_line_shape(made: DimuonEvents) -> None:
     expected = lineshape(JPSI, 1_000_000, seed=5)
     mass = JPSI.line.mass
     assert np.median(masses_of(made)) / np.median(expected) - 1.0 == pytest.approx(0.0, abs=1e-5)
-    assert np.max(masses_of(made)) < 1.01 * mass
     loss, expected_loss = 1.0 - masses_of(made) / mass, 1.0 - expected / mass
     n_sigma = (loss.mean() - expected_loss.mean()) / (loss.std() / np.sqrt(len(loss)))
     assert abs(n_sigma) < 4.0
     for cut in (1e-3, 0.01, 0.1):
         share, expected_share = np.mean(loss > cut), np.mean(expected_loss > cut)
         assert share == pytest.approx(expected_share, abs=4.5 * np.sqrt(expected_share / len(loss)))
-
-
-def test_without_photons_the_median_mass_is_the_line(made: DimuonEvents) -> None:
-    """Most pairs lose nothing that matters: the upper edge of the distribution is the line itself."""
-    width = JPSI.line.width / JPSI.line.mass
-    above = np.quantile(masses_of(made), 0.8) / JPSI.line.mass - 1.0
-    assert abs(above) < 1e-5 + 3.0 * width
 
 
 def test_the_neighbours_come_in_their_fractions(seeds: DimuonEvents) -> None:

@@ -1,0 +1,116 @@
+"""Axes, 4D bin numbers and the two mass axes."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from musclecal.binning import Binning, bin_of, equal_eta_edges
+from musclecal.errors import InputError
+
+JPSI = Binning(
+    eta_edges=equal_eta_edges(24, 2.4),
+    pt_edges=(4.0, 4.9, 6.4, 9.5, 40.0),
+    mass_window=(2.85, 3.25),
+    mass_bins=80,
+    mass_reference=3.0969,
+)
+
+
+def test_every_value_is_in_the_bin_that_holds_it() -> None:
+    edges = np.array([-2.4, -1.0, 0.0, 0.1, 3.0])
+    rng = np.random.default_rng(1)
+    values = np.concatenate(
+        [rng.uniform(-3.0, 4.0, 500), edges, np.nextafter(edges, -10.0), np.nextafter(edges, 10.0)]
+    )
+    expected = np.searchsorted(edges, values, side="right") - 1
+    expected[(values < edges[0]) | (values >= edges[-1])] = -1
+    assert [bin_of(edges, x) for x in values] == expected.tolist()
+
+
+def test_bins_hold_their_lower_edge_and_not_their_upper() -> None:
+    edges = np.array([0.0, 1.0, 2.0])
+    assert [bin_of(edges, x) for x in (0.0, 1.0, 2.0)] == [0, 1, -1]
+
+
+@pytest.mark.parametrize("x", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_outside(x: float) -> None:
+    assert bin_of(np.array([0.0, 1.0]), x) == -1
+
+
+def test_equal_edges_are_decimal_numbers() -> None:
+    edges = equal_eta_edges(24, 2.4)
+    assert edges[0] == -2.4
+    assert edges[12] == 0.0
+    assert edges[13] == 0.2
+    assert len(edges) == 25
+
+
+def test_bin_numbers_are_unravelled_in_the_documented_order() -> None:
+    i, j, k, m = 3, 17, 1, 2
+    number = ((i * 24 + j) * 4 + k) * 4 + m
+    assert tuple(int(axis) for axis in JPSI.unravel(number)) == (i, j, k, m)
+    assert JPSI.n_bins == (24 * 4) ** 2
+
+
+def test_all_bin_numbers_are_different() -> None:
+    axes = np.stack(JPSI.unravel(np.arange(JPSI.n_bins)))
+    assert len(np.unique(axes, axis=1).T) == JPSI.n_bins
+
+
+def test_a_bin_is_described_by_its_edges() -> None:
+    number = ((0 * 24 + 23) * 4 + 0) * 4 + 3
+    words = JPSI.describe(number)
+    assert words == "-2.4 < eta+ < -2.2, 2.2 < eta- < 2.4, 4 < pT+ < 4.9, 9.5 < pT- < 40 GeV"
+
+
+def test_the_mass_axis_is_uniform_in_the_logarithm() -> None:
+    np.testing.assert_allclose(np.diff(np.log(JPSI.mass_edges)), JPSI.log_step, rtol=1e-12)
+    np.testing.assert_allclose(JPSI.mass_edges[[0, -1]], JPSI.mass_window, rtol=1e-14)
+
+
+def test_the_generator_axis_has_the_same_step_and_a_bin_centred_on_the_resonance() -> None:
+    masses = JPSI.generator_masses
+    first, last = JPSI.generator_range
+    assert len(masses) == last - first + 1
+    np.testing.assert_allclose(np.diff(np.log(masses)), JPSI.log_step, rtol=1e-10)
+    assert masses[-first] == JPSI.mass_reference
+
+
+def test_the_generator_axis_reaches_twelve_per_cent_beyond_the_window() -> None:
+    masses = JPSI.generator_masses
+    assert masses[0] <= 0.88 * 2.85 < masses[1]
+    assert masses[-2] < 1.12 * 3.25 <= masses[-1]
+
+
+def test_asymmetric_eta_edges_work() -> None:
+    forward = replace(JPSI, eta_edges=(2.0, 2.5, 3.5, 5.0))
+    assert forward.n_eta == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eta_edges": (0.0,)}, "eta_edges: need at least two edges"),
+        ({"eta_edges": (0.0, 1.0, 1.0)}, "eta_edges: edges must be finite and increasing"),
+        ({"pt_edges": (4.0, math.inf)}, "pt_edges: edges must be finite"),
+        ({"pt_edges": (0.0, 4.0)}, "pt_edges: must be positive"),
+        ({"mass_bins": 3}, "mass_bins: need at least 4, got 3"),
+        ({"mass_window": (3.2, 3.3)}, "does not contain 3.0969"),
+        ({"mass_window": (3.3, 2.9)}, "mass_window: edges must be finite and increasing"),
+    ],
+)
+def test_impossible_axes_are_refused_by_name(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(JPSI, **change)  # type: ignore[arg-type]
+
+
+def test_binnings_of_the_same_edges_are_equal() -> None:
+    assert replace(JPSI, eta_edges=list(JPSI.eta_edges)) == JPSI  # type: ignore[arg-type]
+    assert hash(JPSI) == hash(replace(JPSI))
+
+
+def test_a_mass_window_with_three_numbers_is_refused() -> None:
+    with pytest.raises((InputError, ValueError), match=r"mass_window|unpack"):
+        replace(JPSI, mass_window=(2.8, 3.0, 3.3))  # type: ignore[arg-type]
