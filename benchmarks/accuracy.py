@@ -177,9 +177,10 @@ def upsilon(
         fits = fit_masses(events, simulated, r, MassModel(options.models[-1]))
         closure = closure_test(fits, scale)
         row[f"chi2/n{name}"] = closure.chi2 / closure.ndf
+        if scale is not None:
+            row["s"] = closure.s
         row[f"mean A{name}"] = 1e5 * mean_residual(closure)[0]
         row[f"pull of mean M{name}"] = np.divide(*mean_residual(closure, "M")[::2])
-    row["s"] = closure_test(fits, calibration).s
     return row
 
 

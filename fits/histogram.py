@@ -6,7 +6,7 @@ same to the bit for any chunk size, number of threads and order of files.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from musclecal.errors import InputError
 from musclecal.kinematics import mass_factors, pair_mass
 from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, MassHistogram
 
-__all__ = ["as_hist", "fill"]
+__all__ = ["as_hist", "fill", "merged"]
 
 # Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f- and the weight itself. A sum of 1e9 events at the
 # largest values (k = 1, pT = 1000 GeV) stays below 2^63.
@@ -225,6 +225,31 @@ def fill(
         variances=total.variances / unit if weighted else None,
         n_outside=total.n_outside,
         cut_flows=cut_flows(),
+    )
+
+
+def merged(histogram: MassHistogram) -> MassHistogram:
+    """All 4D bins as one: the inclusive mass distribution, in the binning's outer edges."""
+    b = histogram.binning
+    outer = replace(b, eta_edges=(b.eta_edges[0], b.eta_edges[-1]), pt_edges=(b.pt_edges[0], b.pt_edges[-1]))
+    events = histogram.counts.sum(axis=1)
+
+    def together(table: Floats | Ints | None) -> Floats | Ints | None:
+        return None if table is None else table.sum(axis=0, keepdims=True)
+
+    def mean(table: Floats) -> Floats:
+        return np.average(table, axis=0, weights=events, keepdims=True)
+
+    return replace(
+        histogram,
+        binning=outer,
+        bins=np.zeros(1, dtype=np.int64),
+        counts=histogram.counts.sum(axis=0, keepdims=True),
+        variances=together(histogram.variances),
+        generator=together(histogram.generator),
+        mean_k=mean(histogram.mean_k),
+        mean_pt=mean(histogram.mean_pt),
+        mean_f=mean(histogram.mean_f),
     )
 
 

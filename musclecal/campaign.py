@@ -18,7 +18,7 @@ from musclecal.errors import InputError, QualityGateError
 from musclecal.events import expand_paths, write_dimuons
 from musclecal.export import export_arrays, export_correctionlib
 from musclecal.fast_simulation import fast_simulation
-from musclecal.fits.histogram import fill
+from musclecal.fits.histogram import fill, merged
 from musclecal.fits.mass_fits import MassModel, fit_masses
 from musclecal.fits.resolution import measured_resolution
 from musclecal.fits.reweight import spectrum_counts, spectrum_weights
@@ -327,6 +327,12 @@ class Campaign:
         """(data, simulation), once their tasks are done."""
         data, simulation = (self.fill_task(resonance, kind, passes).output for kind in ("data", "simulation"))
         return load(data, MassHistogram), load(simulation, MassHistogram)
+
+    def inclusive_scale(self, resonance: str, passes: int) -> tuple[float, float]:
+        """Mass scale of data over simulation, and its error, in one fit to the muons of all 4D bins together."""
+        data, simulation = (merged(histogram) for histogram in self.histograms(resonance, passes))
+        fits = fit_masses(data, simulation, self.config.resonance(resonance), self.mass_model(resonance))
+        return float(fits.scale[0]), float(np.sqrt(fits.scale_variance[0]))
 
     def _fit(self, resonance: str, passes: int) -> None:
         data, simulation = self.histograms(resonance, passes)

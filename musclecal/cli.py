@@ -287,6 +287,7 @@ def draw(
 
     campaign, progress = _open(path)
     name = name or campaign.calibrated
+    campaign.config.resonance(name)
     if passes > campaign.last_pass + 1:
         raise InputError(f"--pass {passes}: {path} has passes 0 to {campaign.last_pass + 1}")
     _run(progress, [campaign.fit_task(name, passes)], False)

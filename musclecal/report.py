@@ -26,6 +26,7 @@ __all__ = [
     "fill_table",
     "fit_table",
     "fit_text",
+    "inclusive_text",
     "report_task",
     "summary",
 ]
@@ -224,6 +225,15 @@ def closure_text(closure: Closure) -> str:
     return "\n".join(lines)
 
 
+def inclusive_text(campaign: Campaign, resonance: str) -> str:
+    """The mass scale of a resonance, all muons in one fit, before and after the calibration."""
+    parts = []
+    for when, passes in (("before", 0), ("after", campaign.last_pass + 1)):
+        scale, error = campaign.inclusive_scale(resonance, passes)
+        parts.append(f"{when} {1e5 * (scale - 1.0):+.1f} +- {1e5 * error:.1f} e-5")
+    return f"{resonance}: mass scale of data over simulation - 1, all bins in one fit: {', '.join(parts)}"
+
+
 def summary(campaign: Campaign) -> str:
     """The whole campaign on a page or two."""
     config = campaign.config
@@ -237,7 +247,7 @@ def summary(campaign: Campaign) -> str:
         parts.append(
             closure_text(after)
             + f"\nbefore the calibration: mean A {1e5 * mean:+.1f} +- {1e5 * error:.1f} e-5, "
-            f"chi2 {before.chi2:.1f}/{before.ndf}"
+            f"chi2 {before.chi2:.1f}/{before.ndf}\n{inclusive_text(campaign, name)}"
         )
     parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")
     return "\n\n".join(parts) + "\n"

@@ -91,7 +91,9 @@ def _table() -> Mapping[str, Resonance]:
     entries = (
         Resonance("Jpsi", r"J/$\psi$", _line(443), (), (2.85, 3.25), 80, _ONIA_PT, onium),
         Resonance("psi2S", r"$\psi$(2S)", _line(100443), (), (3.4, 3.95), 80, _ONIA_PT, onium),
-        Resonance("Y1S", r"$\Upsilon$(1S)", y1, (y2, y3), (8.9, 9.8), 60, _UPSILON_PT, bottomonium, pt_scaled=True),
+        Resonance(
+            "Y1S", r"$\Upsilon$(1S)", y1, (y2, y3), (8.9, 9.8), 60, _UPSILON_PT, bottomonium, pt_scaled=True
+        ),
         Resonance("Y2S", r"$\Upsilon$(2S)", y2, (y1, y3), (9.75, 10.25), 50, _UPSILON_PT, bottomonium),
         Resonance("Y3S", r"$\Upsilon$(3S)", y3, (y2, y1), (10.2, 10.8), 50, _UPSILON_PT, bottomonium),
         Resonance(

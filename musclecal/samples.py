@@ -56,7 +56,11 @@ def write_scale(path: Path, scale: ScaleParameters) -> None:
 
 
 def simulation_settings(
-    sample: SampleConfig, table: SimulateConfig, resonance: Resonance, eta_edges: tuple[float, ...], folder: Path
+    sample: SampleConfig,
+    table: SimulateConfig,
+    resonance: Resonance,
+    eta_edges: tuple[float, ...],
+    folder: Path,
 ) -> SimulationSettings:
     """Settings of a [samples.NAME.simulate] table; the acceptance is a little wider than the analysis.
 

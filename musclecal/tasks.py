@@ -75,8 +75,11 @@ class Task:
         return self.output.with_name(self.output.name + ".manifest.json")
 
     def wanted_manifest(self) -> dict[str, object]:
-        """The manifest but for the output's hash. All inputs must exist."""
-        needed = {str(path): fingerprint(path) for path in self.inputs}
+        """The manifest but for the output's hash. All inputs must exist.
+
+        Inputs are known by name and content, not by folder: a campaign may be moved.
+        """
+        needed = {f"{n} {Path(path).name}": fingerprint(path) for n, path in enumerate(self.inputs)}
         needed |= {task.name: fingerprint(task.output) for task in self.after}
         return {
             "task": self.name,

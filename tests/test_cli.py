@@ -56,8 +56,6 @@ kind = "simulation"
 simulate = {events = 120_000, seed = 4}
 """
 
-Call = Callable[..., Result]
-
 
 def call(*arguments: str | Path, code: int = 0) -> Result:
     """Run a command; it must end with ``code``, and never with an exception that is not an exit."""
@@ -128,7 +126,8 @@ def test_help_of_commands_with_results_says_the_units(name: str) -> None:
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    program = "import sys, musclecal.cli; print([m for m in ('numpy', 'numba', 'uproot', 'matplotlib') if m in sys.modules])"
+    heavy = "('numpy', 'numba', 'uproot', 'matplotlib')"
+    program = f"import sys, musclecal.cli; print([m for m in {heavy} if m in sys.modules])"
     root = str(Path(musclecal.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": root}, cwd=tmp_path,

@@ -47,7 +47,7 @@ def truth() -> ScaleParameters:
         edges,
         1e-3 * np.cos(3.0 * x) * forward,
         5e-3 * (1.0 + 0.4 * x) * forward,
-        1e-4 * (-1.0) ** i * forward,
+        np.where(i % 2 == 0, 1e-4, -1e-4) * forward,
     )
 
 
@@ -67,10 +67,10 @@ class Sample:
 
 @pytest.fixture(scope="module")
 def sample() -> Sample:
-    wider = {"muon_pt": (3.9, 40.5), "eta_range": (-2.4, 2.4), "mass_window": (2.8, 3.3)}
-    data = SimulationSettings(JPSI, **wider, truth=truth(), background=0.15)
+    pure = SimulationSettings(JPSI, muon_pt=(3.9, 40.5), eta_range=(-2.4, 2.4), mass_window=(2.8, 3.3))
+    data = replace(pure, truth=truth(), background=0.15)
     events = first_events(data, int(2e5 / 0.85 * 1.05), 101)
-    simulation = fill([first_events(SimulationSettings(JPSI, **wider), int(8e5 * 1.05), 102)], BINNING)
+    simulation = fill([first_events(pure, int(8e5 * 1.05), 102)], BINNING)
     fits = fit_masses(fill([events], BINNING), simulation, JPSI, MODEL)
     return Sample(events, simulation, fits, scale_calibration(fits))
 

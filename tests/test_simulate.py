@@ -286,6 +286,19 @@ class TestResolution:
         assert np.std(pulls) == pytest.approx(1.0, abs=4.0 / np.sqrt(2.0 * n))
         assert np.mean(pulls) == pytest.approx(0.0, abs=4.0 / np.sqrt(n))
 
+    @pytest.mark.parametrize("eta_bin", [0, 1])
+    def test_the_resolution_is_right_to_two_per_cent(self, eta_bin: int) -> None:
+        """All muons of an eta bin together, each in units of its own resolution."""
+        events, m = self.sample(), self.MODEL
+        assert events.gen_plus is not None
+        true, eta = events.gen_plus.pt, events.gen_plus.eta
+        inside = (np.digitize(eta, m.eta_edges) - 1 == eta_bin) & (np.abs(eta) < 2.4)
+        k2, n = 1.0 / true[inside] ** 2, np.count_nonzero(inside)
+        sigma = np.sqrt(m.a[eta_bin] + m.c[eta_bin] / k2 + m.b[eta_bin] / (1.0 + m.d[eta_bin] * k2))
+        pulls = (curvature_ratio(events)[0][inside] - 1.0) / sigma
+        assert n > 20_000
+        assert np.std(pulls) == pytest.approx(1.0, abs=4.0 / np.sqrt(2.0 * n))
+
     def sample(self) -> DimuonEvents:
         return first_events(everything(resolution=self.MODEL), 60_000, seed=15)
 

@@ -53,9 +53,9 @@ class Chain:
         )
         return {"first": first, "second": second, "third": third}[name]
 
-    def run(self, **options: Callable[[Task], bool]) -> Outcome:
+    def run(self, force: Callable[[Task], bool] = lambda _: False) -> Outcome:
         self.ran.clear()
-        return run_tasks([self.task()], **options)
+        return run_tasks([self.task()], force=force)
 
 
 @pytest.fixture
@@ -215,6 +215,11 @@ def test_the_manifest_says_what_the_output_depends_on(chain: Chain) -> None:
         "inputs": {"first": fingerprint(chain.output("first"))},
         "output": fingerprint(chain.output("second")),
     }
+
+
+def test_a_folder_may_be_moved(chain: Chain) -> None:
+    moved = Chain(chain.folder.rename(chain.folder.parent / "moved"))
+    assert not moved.run().done
 
 
 def test_a_missing_input_is_refused_by_name(chain: Chain) -> None:

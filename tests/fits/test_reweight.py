@@ -34,8 +34,7 @@ def simulation() -> DimuonEvents:
 
 @pytest.fixture(scope="module")
 def weights(data: DimuonEvents, simulation: DimuonEvents) -> SpectrumWeights:
-    counts = (spectrum_counts([sample], BINNING) for sample in (data, simulation))
-    return spectrum_weights(*counts, BINNING)
+    return spectrum_weights(spectrum_counts([data], BINNING), spectrum_counts([simulation], BINNING), BINNING)
 
 
 def spectrum(sample: DimuonEvents, weight: Floats | None = None) -> tuple[Floats, Floats]:
