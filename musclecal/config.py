@@ -160,7 +160,17 @@ class CampaignConfig(_Table):
         ]:
             if name not in known:
                 raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")
+        for name in {*self.resonances, *(sample.resonance for sample in self.samples.values())}:
+            self._check_axes(name)
         return self
+
+    def _check_axes(self, name: str) -> None:
+        """Edges and windows make a binning, so that a wrong one is found before hours of reading."""
+        try:
+            self.binning_of(name, self.resonance(name).pt_edges)
+        except InputError as error:
+            table = "binning" if str(error).startswith("eta_edges") else f"resonances.{name}"
+            raise ValueError(f"{table}.{error}") from None
 
     def settings(self, name: str) -> ResonanceConfig:
         """The table of a resonance, or its defaults."""

@@ -67,9 +67,28 @@ def test_any_eta_edges_replace_the_equal_bins(tmp_path: Path) -> None:
 
 
 def test_no_eta_edges_are_not_taken_for_the_default(tmp_path: Path) -> None:
-    config = load_campaign(written(tmp_path, MINIMAL + "[binning]\neta_edges = []\n"))
-    with pytest.raises(InputError, match="eta_edges: need at least two edges"):
-        config.binning_of("Jpsi", (4.0, 8.0))
+    assert "binning.eta_edges: need at least two edges" in refusal(
+        tmp_path, MINIMAL + "[binning]\neta_edges = []\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[binning]\neta_edges = [1, 0, 2]", "binning.eta_edges: edges must be finite and increasing"),
+        ("[resonances.Jpsi]\npt_edges = [6, 4]", "resonances.Jpsi.pt_edges: edges must be finite and incr"),
+        ("[resonances.Jpsi]\npt_edges = [0, 4]", "resonances.Jpsi.pt_edges: must be positive"),
+        ("[resonances.Jpsi]\npt_edges = [4]", "resonances.Jpsi.pt_edges: need at least two edges"),
+        ("[resonances.Jpsi]\nmuon_pt = [40, 4]", "resonances.Jpsi.pt_edges: edges must be finite and incr"),
+        ("[resonances.Jpsi]\nmass_window = [3.2, 2.9]", "resonances.Jpsi.mass_window: edges must be finite"),
+        (
+            "[resonances.Z]\nmass_window = [9, 10]",
+            "resonances.Z.mass_window: 9.0 to 10.0 GeV does not contain",
+        ),
+    ],
+)
+def test_axes_that_make_no_binning_are_refused_at_once(tmp_path: Path, table: str, message: str) -> None:
+    assert message in refusal(tmp_path, MINIMAL + table)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,8 @@ def sum_of_bins(
     total, part = (np.sum(column, axis=0) for column in zip(*fitted, strict=True))
     summed = MassSpectrum(table[rows].sum(axis=0), total, part, _mass_edges(model), label=label)
     text = (
-        f"{len(rows):,} fits, {summed.counts.sum():,.0f} events",
+        f"{len(rows):,} fits,",
+        f"{summed.counts.sum():,.0f} events",
         f"width {100.0 * np.median(fits.width[rows]):.2f} % (median)",
         rf"$\chi^2$/bins = {np.nansum(summed.pulls**2):.1f}/{len(summed.counts)}",
     )
