@@ -24,6 +24,7 @@ __all__ = ["as_hist", "fill", "merged"]
 # largest values (k = 1, pT = 1000 GeV) stays below 2^63.
 _UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 32])
 _WEIGHT_UNIT = 2.0**32
+_OVERFLOW = "histogram: an integer sum overflowed; fill fewer than 1e9 events at a time, or scale the weights"
 
 
 @kernel
@@ -63,8 +64,11 @@ def _locate(
 def _accumulate(
     number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats, weights: Floats, row_of: Ints, units: Floats,
     weight_unit: float, counts: Ints, variances: Ints, generator: Ints, sums: Ints,
-) -> None:  # fmt: skip
-    """Add every located pair to its row. Without weights, ``variances`` is empty and counts are plain counts."""
+) -> bool:  # fmt: skip
+    """Add every located pair to its row; False when a sum has passed 2^63 (at once: later it could be positive again).
+
+    Without weights, ``variances`` is empty and counts are plain counts.
+    """
     weighted = weights.size > 0
     for n in range(number.size):
         if number[n] < 0:
@@ -73,16 +77,25 @@ def _accumulate(
         w = weights[n] if weighted else 1.0
         if gen_bin[n] >= 0:
             generator[row, gen_bin[n]] += int(round(w * weight_unit)) if weighted else 1
+            if generator[row, gen_bin[n]] < 0:
+                return False
         if mass_bin[n] < 0:
             continue
         if weighted:
             counts[row, mass_bin[n]] += int(round(w * weight_unit))
             variances[row, mass_bin[n]] += int(round(w * w * weight_unit))
+            if counts[row, mass_bin[n]] < 0 or variances[row, mass_bin[n]] < 0:
+                return False
         else:
             counts[row, mass_bin[n]] += 1
         for c in range(6):
             sums[row, c] += int(round(w * values[n, c] * units[c]))
+            if sums[row, c] < 0:
+                return False
         sums[row, 6] += int(round(w * units[6]))
+        if sums[row, 6] < 0:
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ class _Partial:
         )
 
 
-def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_generator: bool) -> _Partial:
+def _fill_chunk(events: DimuonEvents, weights: Floats | None, binning: Binning, with_generator: bool) -> _Partial:
     n = len(events)
     first, last = binning.generator_range
     n_gen = last - first + 1 if with_generator else 0
@@ -147,15 +160,17 @@ def _fill_chunk(events: DimuonEvents, weights: Floats, binning: Binning, with_ge
     partial = _Partial(
         bins,
         np.zeros(shape, dtype=np.int64),
-        np.zeros(shape if len(weights) else (len(bins), 0), dtype=np.int64),
+        np.zeros((len(bins), 0) if weights is None else shape, dtype=np.int64),
         np.zeros((len(bins), n_gen), dtype=np.int64),
         np.zeros((len(bins), 7), dtype=np.int64),
         int(n - np.count_nonzero(counted)),
     )
-    _accumulate(
-        number, mass_bin, gen_bin, values, weights, row_of, _UNITS, _WEIGHT_UNIT,
+    whole = _accumulate(
+        number, mass_bin, gen_bin, values, np.empty(0) if weights is None else weights, row_of, _UNITS, _WEIGHT_UNIT,
         partial.counts, partial.variances, partial.generator, partial.sums,
     )  # fmt: skip
+    if not whole:
+        raise OverflowError(_OVERFLOW)
     return partial
 
 
@@ -163,7 +178,7 @@ def _checked(partial: _Partial) -> _Partial:
     """All entries are sums of positive numbers: a negative one has overflowed."""
     for table in (partial.counts, partial.generator, partial.sums, partial.variances):
         if table.size and table.min() < 0:
-            raise OverflowError("histogram: an integer sum overflowed; fill fewer than 1e9 events at a time")
+            raise OverflowError(_OVERFLOW)
     return partial
 
 
@@ -180,12 +195,12 @@ def fill(
     Parameters
     ----------
     chunks : selected events; simulated ones should not be cut on their measured mass. The generator histogram is filled if the first chunk has generator-level muons.
-    weight : gives the weights (n_event,) >= 0 of a chunk; None counts events.
+    weight : gives the weights (n_event,) of a chunk, 0 or 1e-3 to 1e4; None counts events.
     cut_flows : asked at the end for the cut flows to keep with the histogram.
 
     Raises
     ------
-    InputError : no event inside the binning, or a negative weight.
+    InputError : no event inside the binning, or a weight out of range.
     """
     total: _Partial | None = None
     with_generator: bool | None = None
@@ -199,9 +214,9 @@ def fill(
 
     def work(item: tuple[DimuonEvents, bool]) -> _Partial:
         events, generator = item
-        weights = np.empty(0) if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
-        if weights.size and not np.all((weights >= 0.0) & (weights < 1e4)):
-            raise InputError("weights must be between 0 and 1e4")
+        weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
+        if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
+            raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
         return _fill_chunk(events, weights, binning, generator)
 
     for partial in in_order(work, prepared(), threads):

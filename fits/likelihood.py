@@ -32,7 +32,7 @@ PARAMETER_NAMES = ("scale", "width", "background_fraction", "background_slope")
 BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
 
 _BLOCK = 64
-_MAX_ITERATIONS = 200
+_MAX_ITERATIONS = 1000
 _EDM_GOAL = 1e-7
 
 
@@ -181,7 +181,7 @@ def _fit_one(
         _gradient(counts, p, dp, theta, centre, weight, floor, gradient)
         _information(events, p, dp, weight, floor, matrix)
         for a in range(4):
-            floats = a < 2 or (background > 0 and (a == 2 or theta[2] > 0.0))
+            floats = a < 2 or background > 0
             at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
             at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
             free[a] = 1 if floats and not at_low and not at_high else 0
@@ -190,7 +190,15 @@ def _fit_one(
             return 2, edm, iteration
         edm = 0.5 * (gradient * delta).sum()
         if edm < goal:
-            break
+            # A fraction whose next step would leave the allowed range belongs on the bound.
+            if not (free[2] and theta[2] <= 2.0 * delta[2]):
+                break
+            theta[2] = 0.0
+            _probabilities(
+                form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines
+            )
+            cost = _cost(counts, p, theta, centre, weight, floor)
+            continue
         accepted = False
         for _ in range(30):
             _solve(matrix, gradient, free, damping, delta)
@@ -223,6 +231,8 @@ def _fit_one(
         return 2, edm, iteration
     if not free[0] or not free[1]:
         return 4, edm, iteration
+    if theta[2] <= 0.0:
+        free[3] = 0  # the slope of no background is not measured
     # Observed Hessian: central differences of the gradient, steps of a hundredth of an expected error.
     hessian = np.zeros((4, 4))
     up = np.empty(4)
@@ -288,6 +298,24 @@ def _fit_block(
             )  # fmt: skip
             if status[n] == 0:
                 break
+        # Near a fraction of zero only its prior holds the slope: there can be a minimum for either sign of it.
+        if background > 0 and (status[n] == 3 or (status[n] == 0 and theta[n, 2] < 0.02)):
+            best = _cost(counts[n], p, theta[n], centres[n], weight, floor) if status[n] == 0 else math.inf
+            for sign in (-1.0, 1.0):
+                other, other_covariance = theta[n].copy(), np.zeros((4, 4))
+                other[2], other[3] = 0.02, 0.5 * sign * min(bounds[3, 1], 4.0)
+                end, other_edm, more = _fit_one(
+                    counts[n], form, low, step, reference, origin, spacing, table, background, centres[n], weight,
+                    bounds, max_iterations, goal, floor, other, other_covariance, p, dp, cdf, lines,
+                )  # fmt: skip
+                iterations[n] += more
+                cost = _cost(counts[n], p, other, centres[n], weight, floor)
+                if end == 0 and cost < best - 1e-6:
+                    best, status[n], edm[n] = cost, end, other_edm
+                    theta[n], covariance[n] = other, other_covariance
+            _probabilities(
+                form, low, step, reference, origin, spacing, table, background, theta[n], p, dp, cdf, lines
+            )
         if status[n] == 0 and variances.shape[0] > 0:
             _sandwich(variances[n], p, dp, floor, covariance[n])
         chi2[n] = 0.0

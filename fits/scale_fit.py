@@ -72,6 +72,21 @@ def _muon_design(
     return csr_array((values.ravel(), index.ravel(), rows), shape=(n_bin, n_eta * n_fit))
 
 
+def _column_sizes(
+    names: Sequence[str], i: Ints, j: Ints, k: Floats, pt: Floats, f: Floats, weight: Floats, n_eta: int
+) -> Floats:
+    """(n_eta n_fitted,) size of each column with e about zero.
+
+    About the mean curvature the column of e vanishes where all bins have the same curvature: in units of its own
+    size it would be rounding that looks measured.
+    """
+    zero = np.zeros(n_eta)
+    plus = _muon_design(names, i, k[:, 0], pt[:, 0], f[:, 0], +1, zero, n_eta)
+    minus = _muon_design(names, j, k[:, 1], pt[:, 1], f[:, 1], -1, zero, n_eta)
+    square = plus.multiply(plus) + minus.multiply(minus)
+    return np.asarray(np.sqrt(square.T @ weight))
+
+
 def _check_both_charges(n_eta: int, i: Ints, j: Ints, edges: tuple[float, ...]) -> None:
     """A and M of an eta bin are one number if it holds muons of one charge only."""
     for charge, eta_bin in (("mu+", i), ("mu-", j)):
@@ -114,6 +129,7 @@ def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSo
     k0 = _mean_curvature(n_eta, i, j, k, weight)
     plus = _muon_design(names, i, k[:, 0], pt[:, 0], f[:, 0], +1, k0, n_eta)
     minus = _muon_design(names, j, k[:, 1], pt[:, 1], f[:, 1], -1, k0, n_eta)
+    unit = _column_sizes(names, i, j, k, pt, f, weight, n_eta)
     beta = np.zeros(n_eta * len(names))
     for _ in range(3):
         a_plus, a_minus = plus @ beta, minus @ beta
@@ -121,7 +137,6 @@ def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSo
         design = plus.multiply((1.0 + a_minus)[:, None]) + minus.multiply((1.0 + a_plus)[:, None])
         weighted = design.multiply(weight[:, None])
         normal = (design.T @ weighted).toarray()
-        unit = np.sqrt(np.diag(normal))
         scaled = normal / np.outer(unit, unit)
         eigenvalues, vectors = np.linalg.eigh(scaled)
         null = eigenvalues < _RANK_TOLERANCE * eigenvalues[-1]

@@ -35,8 +35,6 @@ JPSI = resonance("Jpsi")
 BINNING = Binning(equal_eta_edges(10, 2.4), (4.0, 5.5, 8.0, 40.0), JPSI.mass_window, 40, JPSI.line.mass)
 MIN_EVENTS = 100
 FLOATING = ("exponential", "linear")
-SLOW_STEPS = "bug in fit_bins: 200 steps with the expected information are too few near a fraction of zero"
-LOCAL_MINIMUM = "bug in fit_bins: at a background fraction of zero the slope is frozen wherever it was"
 
 
 @cache
@@ -136,7 +134,6 @@ class TestAgainstIminuit:
         assert_agree(f"template + {background}, all with a fraction of zero", fits, references, rows)
         assert np.all(fits.covariance[rows, 2:] == 0.0)
 
-    @pytest.mark.xfail(strict=True, reason=LOCAL_MINIMUM)
     @pytest.mark.parametrize("background", FLOATING)
     def test_no_bin_is_left_in_a_local_minimum(self, background: str) -> None:
         """Without background in the sample a fraction of zero and a small one can both be minima."""
@@ -151,7 +148,6 @@ class TestAgainstIminuit:
         print(f"{background}: {np.sum(excess > 0.01)} of {n} bins, up to {excess.max():.3f} in -ln L")
         assert np.all(excess < 0.01)
 
-    @pytest.mark.xfail(strict=True, reason=SLOW_STEPS)
     def test_every_bin_without_background_converges(self) -> None:
         assert np.all(fit_bins(simulated_counts(), model_of("generator-template"), "exponential").converged)
 

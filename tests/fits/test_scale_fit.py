@@ -327,9 +327,6 @@ class TestWhatCannotBeFitted:
                 replace(fits, reference=replace(fits.reference, status=np.ones_like(fits.reference.status)))
             )
 
-    @pytest.mark.xfail(
-        strict=True, reason="bug in fit_scale: e about the mean curvature hides the degeneracy"
-    )
     @pytest.mark.parametrize("spread", [0.0, 1e-17, 1e-12])
     def test_one_curvature_cannot_tell_a_from_e(self, spread: float) -> None:
         axes = binning(6, (4.0, 40.0))
