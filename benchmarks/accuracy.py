@@ -12,11 +12,14 @@ eta bins and charges. Units: 1e-5 for L and rms.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads get in the way of the kernels
 
 import numpy as np
 
@@ -238,7 +241,11 @@ def main() -> None:
     parser.add_argument("--reweight", action="store_true")
     parser.add_argument("--upsilon", type=float, default=0.0, help="Upsilon(1,2,3S) to close on")
     parser.add_argument("--rows", type=Path, help="keep the rows in this file, one JSON object a line")
+    parser.add_argument("--summary", action="store_true", help="only the tables of the rows in --rows")
     options = parser.parse_args()
+    if options.summary:
+        print(verdict([json.loads(line) for line in options.rows.read_text().splitlines()]))
+        return
     rows = []
     for seed in range(options.first, options.first + options.seeds):
         for row in one_seed(seed, options):

@@ -204,11 +204,11 @@ class CampaignConfig(_Table):
 def _explain(path: Path, error: ValidationError) -> InputError:
     lines = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "file"
+        where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        lines.append(f"{where}: {message}")
+        lines.append(f"{where}: {message}" if where else message)
     return InputError(f"{path}: " + "; ".join(lines))
 
 

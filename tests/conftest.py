@@ -1,8 +1,11 @@
 """Fixtures of all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: several workers share the processors
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,11 @@ def process(arguments: Sequence[str], folder: Path) -> "subprocess.Popen[str]":
     root = Path(musclecal.__file__).parents[1]
     paths = [str(root), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    program = "import sys; sys.argv[0] = 'musclecal'; from musclecal.cli import main; main()"
+    # A shell that runs the tests in the background hands down a SIGINT that is ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv[0] = 'musclecal'; from musclecal.cli import main; main()"
+    )
     command = [sys.executable, "-c", program, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
