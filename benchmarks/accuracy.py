@@ -71,7 +71,10 @@ def loose(name: str, pt_edges: tuple[float, ...], beyond: float = 0.015) -> Simu
     r = resonance(name)
     low, high = r.mass_window
     return SimulationSettings(
-        r, (0.97 * pt_edges[0], 1.03 * pt_edges[-1]), (-2.4, 2.4), ((1.0 - beyond) * low, (1.0 + beyond) * high)
+        r,
+        (0.97 * pt_edges[0], 1.03 * pt_edges[-1]),
+        (-2.4, 2.4),
+        ((1.0 - beyond) * low, (1.0 + beyond) * high),
     )
 
 

@@ -136,7 +136,9 @@ class _Partial:
         )
 
 
-def _fill_chunk(events: DimuonEvents, weights: Floats | None, binning: Binning, with_generator: bool) -> _Partial:
+def _fill_chunk(
+    events: DimuonEvents, weights: Floats | None, binning: Binning, with_generator: bool
+) -> _Partial:
     n = len(events)
     first, last = binning.generator_range
     n_gen = last - first + 1 if with_generator else 0
@@ -194,7 +196,8 @@ def fill(
 
     Parameters
     ----------
-    chunks : selected events; simulated ones should not be cut on their measured mass. The generator histogram is filled if the first chunk has generator-level muons.
+    chunks : selected events; simulated ones should not be cut on their measured mass. The generator histogram is
+        filled if the first chunk has generator-level muons.
     weight : gives the weights (n_event,) of a chunk, 0 or 1e-3 to 1e4; None counts events.
     cut_flows : asked at the end for the cut flows to keep with the histogram.
 
@@ -249,9 +252,6 @@ def merged(histogram: MassHistogram) -> MassHistogram:
     outer = replace(b, eta_edges=(b.eta_edges[0], b.eta_edges[-1]), pt_edges=(b.pt_edges[0], b.pt_edges[-1]))
     events = histogram.counts.sum(axis=1)
 
-    def together(table: Floats | Ints | None) -> Floats | Ints | None:
-        return None if table is None else table.sum(axis=0, keepdims=True)
-
     def mean(table: Floats) -> Floats:
         return np.average(table, axis=0, weights=events, keepdims=True)
 
@@ -260,8 +260,8 @@ def merged(histogram: MassHistogram) -> MassHistogram:
         binning=outer,
         bins=np.zeros(1, dtype=np.int64),
         counts=histogram.counts.sum(axis=0, keepdims=True),
-        variances=together(histogram.variances),
-        generator=together(histogram.generator),
+        variances=None if histogram.variances is None else histogram.variances.sum(axis=0, keepdims=True),
+        generator=None if histogram.generator is None else histogram.generator.sum(axis=0, keepdims=True),
         mean_k=mean(histogram.mean_k),
         mean_pt=mean(histogram.mean_pt),
         mean_f=mean(histogram.mean_f),

@@ -85,7 +85,14 @@ def _cost(counts: Floats, p: Floats, theta: Floats, centre: Floats, weight: Floa
 
 @kernel
 def _gradient(
-    counts: Floats, p: Floats, dp: Floats, theta: Floats, centre: Floats, weight: Floats, floor: float, out: Floats
+    counts: Floats,
+    p: Floats,
+    dp: Floats,
+    theta: Floats,
+    centre: Floats,
+    weight: Floats,
+    floor: float,
+    out: Floats,
 ) -> None:
     for a in range(4):
         out[a] = weight[a] * (theta[a] - centre[a])
@@ -163,7 +170,8 @@ def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance
 @kernel
 def _fit_one(
     counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
-    table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float, floor: float,
+    table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float,
+    floor: float,
     theta: Floats, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
 ) -> tuple[int, float, int]:  # fmt: skip
     """Fit one bin from ``theta``, which becomes the result. Gives status, edm, iterations."""
@@ -275,7 +283,8 @@ def _fit_one(
 @kernel
 def _fit_block(
     counts: Floats, variances: Floats, form: int, low: float, step: float, reference: float, origin: float,
-    spacing: float, tables: Floats, table_of: Ints, background: int, centres: Floats, weight: Floats, bounds: Floats, starts: Floats,
+    spacing: float, tables: Floats, table_of: Ints, background: int, centres: Floats, weight: Floats,
+    bounds: Floats, starts: Floats,
     max_iterations: int, goal: float, floor: float, theta: Floats, covariance: Floats, status: Ints, edm: Floats,
     chi2: Floats, iterations: Ints,
 ) -> None:  # fmt: skip
@@ -392,7 +401,8 @@ def fit_bins(
     def work(rows: slice) -> None:
         _fit_block(
             counts[rows], spread[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
-            model.tables, model.table_of[rows], kind, centres[rows], weight, bounds, starts[rows], _MAX_ITERATIONS, _EDM_GOAL,
+            model.tables, model.table_of[rows], kind, centres[rows], weight, bounds, starts[rows],
+            _MAX_ITERATIONS, _EDM_GOAL,
             1e-12, theta[rows], covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows],
         )  # fmt: skip
 

@@ -370,7 +370,7 @@ class Campaign:
     def closure_task(self, resonance: str, *, corrected: bool = True) -> Task:
         """Residual correction at another resonance (or the same one, as one more pass), or what it sees uncorrected."""
         passes = self.last_pass + 1 if corrected else 0
-        parameters = ("A", "e", "M") if self.config.settings(resonance).fit_e else ("A", "M")
+        parameters = self.config.settings(resonance).closure_parameters
         after = (self.fit_task(resonance, passes), *self._scale_task(passes))
         name = resonance if corrected else f"{resonance}_uncorrected"
         output = self.output / "closure" / f"{name}.h5"

@@ -74,8 +74,8 @@ class ResonanceConfig(_Table):
     pt_scaled: bool | None = None
     reweight: bool = False
     """Give the simulation the pT spectrum of the data inside the 4D bins."""
-    fit_e: bool = False
-    """Fit e in the closure, not only A and M."""
+    closure_parameters: tuple[Literal["A", "e", "M"], ...] = ("A", "M")
+    """What the closure fits. A alone where the sample is too small to say anything about M."""
 
 
 class SimulateConfig(_Table):

@@ -49,7 +49,6 @@ class Resonance:
     line : the peak that is measured. neighbours : peaks that leak into its window.
     mass_window : GeV. mass_bins : number of bins, uniform in ln m. pt_edges : GeV.
     pt_scaled : bin in pT m_ref/m instead of pT (invariant under a common scale; physics.md "The Z").
-    fits_energy_loss : whether a closure fits e (never at the Z: its correlation with A is 0.99).
     """
 
     name: str

@@ -67,13 +67,13 @@ class ResolutionModel:
 
 
 def default_resolution(eta_max: float = 2.4) -> ResolutionModel:
-    """A typical silicon tracker in 4 T: 0.9 % at low pT in the barrel, 2 % forward, 1.0-1.7 % at 40 GeV.
+    """A typical silicon tracker in 4 T: 0.9 % at low pT in the barrel, 1.5 % forward; 1.0 to 2.0 % at 40 GeV.
 
-    Shape and size follow the muon resolution of CMS, arXiv:1804.04528.
+    A choice of the size of today's trackers, made for tests; it is not the resolution of any experiment.
     """
     edges = np.linspace(-eta_max, eta_max, 25)
     x = np.abs(0.5 * (edges[1:] + edges[:-1])) / 2.4
-    a = (0.0085 + 0.0105 * x**2) ** 2
+    a = (0.0088 + 0.0062 * x**2) ** 2
     c = (1.2e-4 + 2.0e-4 * x**2) ** 2
     return ResolutionModel(edges, a, np.zeros(24), c, np.full(24, 370.0))
 

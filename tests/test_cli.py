@@ -195,7 +195,9 @@ def test_closure_json_is_that_of_the_issue(finished: Path, monkeypatch: pytest.M
 def test_the_covariance_of_the_closure_is_in_the_order_of_its_parameters(copy: Path) -> None:
     """Per eta bin A, M; with e fitted A, e, M: the errors tell them apart by their size."""
     path = copy / "campaign.toml"
-    path.write_text(CAMPAIGN.replace("[resonances.Y1S]", "[resonances.Y1S]\nfit_e = true"))
+    path.write_text(
+        CAMPAIGN.replace("[resonances.Y1S]", "[resonances.Y1S]\nclosure_parameters = ['A', 'e', 'M']")
+    )
     table = last_json(call("closure", "--resonance", "Y1S", "--json", "--campaign", path))
     assert set(table) == CLOSURE_KEYS | {"e"}
     error = np.sqrt(np.diag(table["covariance"])).reshape(6, 3)
