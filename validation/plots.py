@@ -652,7 +652,7 @@ def _draw_before_after(
     _draw_points(axis, closure.eta_edges, value, error, "after")
     axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
     axis.set_title(
-        rf"{_label(closure)} closure: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, "
+        rf"{_label(closure)}: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, "
         f"p = {_probability(closure.p_value)}",
         fontsize=11.5,
     )
