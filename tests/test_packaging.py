@@ -23,12 +23,10 @@ LINKED = ("geometry", "fits", "validation")
 
 ALLOWED_IN = {
     "awkward": ("columnar", "event_writer", "events", "export/root"),
-    "dask": ("tasks",),
-    "distributed": ("tasks",),
     "iminuit": ("fits/reference",),
     "matplotlib": ("validation/plots",),
     "mplhep": ("validation/plots",),
-    "pythia8mc": ("simulate",),
+    "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),
     "uproot": ("columnar", "event_writer", "events", "export/root"),
     "zfit": ("fits/reference", "fits/template_likelihood"),

@@ -133,6 +133,7 @@ EXAMPLES: dict[str, Any] = {
         1.0,
     ),
 }
+EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 
 def assert_same(found: Any, expected: Any, where: str = "record") -> None:
