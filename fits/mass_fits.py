@@ -115,6 +115,26 @@ def _with_background(counts: Floats, model: SignalModel, fits: BinFits, kind: st
     return total
 
 
+def _fit_reference(
+    simulated: Floats,
+    variances: Floats,
+    model: SignalModel,
+    kind: str,
+    data: BinFits,
+    width_prior: tuple[Floats, float],
+) -> BinFits:
+    """Fit the simulation as the data were fitted: with their background, their number of events and the same priors.
+
+    With more events than the data the priors would weigh less, and the fit would end elsewhere.
+    """
+    total = _with_background(simulated, model, data, kind)
+    share = (data.n_events / total.sum(axis=1))[:, None]
+    start = np.where(data.converged[:, None], data.parameters, data.parameters[data.converged].mean(axis=0))
+    return fit_bins(
+        share * total, model, kind, variances=share**2 * variances, start=start, width_prior=width_prior
+    )
+
+
 def fit_masses(
     data: MassHistogram, simulation: MassHistogram, resonance: Resonance, model: MassModel | None = None
 ) -> MassFits:
@@ -135,10 +155,8 @@ def fit_masses(
     start[:, 2] = 0.1
     prior = (start[:, 1], model.width_prior)
     fitted = fit_bins(counts, signal, model.background, start=start, width_prior=prior)
-    if model.background != "none":
-        simulated = _with_background(simulated, signal, fitted, model.background)
-        start = np.where(fitted.converged[:, None], fitted.parameters, start)
-        reference = fit_bins(simulated, signal, model.background, variances=variances, start=start)
+    if model.background != "none" and np.any(fitted.converged):
+        reference = _fit_reference(simulated, variances, signal, model.background, fitted, prior)
     return MassFits(
         binning=data.binning,
         resonance=resonance.name,
