@@ -1,8 +1,13 @@
-"""Weights that give the simulation the momentum spectrum of the data inside the 4D bins.
+"""Weights that give the simulation the momentum spectrum of the data.
 
-A pT spectrum that is wrong by 20 % in its exponent moves the scale at 6 GeV by 5e-5 (physics.md section 2). The weight
-is the ratio of the normalised distributions of data and simulation in cells of (pT+, pT-), each pT bin cut into
-equal parts in ln pT, in regions of the pair's mean |eta|. It is a function of the measured muons alone.
+A pT spectrum that is wrong by 20 % in its exponent moves the scale at 6 GeV by 4e-5: in a falling spectrum more muons
+come from below than from above, so a measured momentum is too high by slope x resolution^2, in the simulation with its
+own slope. What must be weighted are therefore the true momenta: a weight that is a function of the measured ones makes
+the measured spectra agree and leaves the bias where it was (measured: docs/accuracy.md).
+
+The weight is the ratio of the normalised measured distributions of data and simulation in cells of (pT+, pT-), in
+regions of the pair's mean |eta|, made smooth with a cubic polynomial in ln pT+ and ln pT-, and taken at the
+generator-level momenta where the simulation has them. Not for: spectra with steps inside the acceptance.
 """
 
 from collections.abc import Iterable
@@ -11,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musclecal.binning import Binning
+from musclecal.errors import InputError
 from musclecal.records import DimuonEvents, Floats, Ints
 
 __all__ = ["SpectrumWeights", "spectrum_counts", "spectrum_weights"]
@@ -32,9 +38,7 @@ def _cells(events: DimuonEvents, binning: Binning) -> tuple[Ints, int]:
     common = binning.mass_reference / events.mass if binning.pt_scaled else 1.0
     k = np.searchsorted(edges, events.plus.pt * common, side="right") - 1
     m = np.searchsorted(edges, events.minus.pt * common, side="right") - 1
-    mean_eta = 0.5 * np.abs(events.plus.eta + events.minus.eta)
-    reach = max(abs(binning.eta_edges[0]), abs(binning.eta_edges[-1]))
-    region = np.minimum((mean_eta / reach * _ETA_REGIONS).astype(np.int64), _ETA_REGIONS - 1)
+    region = _regions(events.plus.eta, events.minus.eta, binning)
     low, high = binning.mass_window
     inside = (k >= 0) & (k < n_pt) & (m >= 0) & (m < n_pt) & (events.mass >= low) & (events.mass < high)
     return np.where(inside, (region * n_pt + k) * n_pt + m, -1), _ETA_REGIONS * n_pt * n_pt
@@ -50,27 +54,71 @@ def spectrum_counts(chunks: Iterable[DimuonEvents], binning: Binning) -> Ints:
     return np.zeros(0, dtype=np.int64) if total is None else total
 
 
+def _basis(x: Floats, y: Floats) -> Floats:
+    """(n, 10) monomials of total degree 3 and less."""
+    return np.stack([x**i * y**j for i in range(4) for j in range(4 - i)], axis=-1)
+
+
+def _regions(plus_eta: Floats, minus_eta: Floats, binning: Binning) -> Ints:
+    """Region of the pair's mean |eta|."""
+    reach = max(abs(binning.eta_edges[0]), abs(binning.eta_edges[-1]))
+    mean_eta = 0.5 * np.abs(plus_eta + minus_eta)
+    return np.minimum((mean_eta / reach * _ETA_REGIONS).astype(np.int64), _ETA_REGIONS - 1)
+
+
 @dataclass(frozen=True)
 class SpectrumWeights:
-    """Weight per cell (n_cell,) of a binning; one outside."""
+    """exp of a cubic polynomial in ln pT+ and ln pT-, between 1/limit and limit.
+
+    Attributes
+    ----------
+    coefficients : (n_region, 10), of `_basis`; the origin is ``centre`` in ln pT (GeV).
+    """
 
     binning: Binning
-    weight: Floats
+    coefficients: Floats
+    centre: float
+    limit: float
 
     def __call__(self, events: DimuonEvents) -> Floats:
-        """(n_event,) weights."""
-        cell, _ = _cells(events, self.binning)
-        return np.where(cell >= 0, self.weight[cell], 1.0)
+        """(n_event,) weights, at generator level where the events have it."""
+        plus, minus, mass = events.plus, events.minus, events.mass
+        if events.gen_plus is not None and events.gen_minus is not None and events.gen_mass is not None:
+            plus, minus, mass = events.gen_plus, events.gen_minus, events.gen_mass
+        common = np.log(self.binning.mass_reference / mass) if self.binning.pt_scaled else 0.0
+        x = np.log(plus.pt) + common - self.centre
+        y = np.log(minus.pt) + common - self.centre
+        region = _regions(events.plus.eta, events.minus.eta, self.binning)
+        log_weight = np.einsum("ni,ni->n", _basis(x, y), self.coefficients[region])
+        return np.exp(np.clip(log_weight, -np.log(self.limit), np.log(self.limit)))
 
 
 def spectrum_weights(
     data: Ints, simulation: Ints, binning: Binning, *, limit: float = 5.0
 ) -> SpectrumWeights:
-    """Weights from the `spectrum_counts` of data and simulation; one where either is empty.
+    """Weights from the `spectrum_counts` of data and simulation. Cells with fewer than ten events are left out.
 
-    They are kept between 1/limit and limit.
+    Raises
+    ------
+    InputError : too few cells with events in both.
     """
-    both = (data > 0) & (simulation > 0)
-    ratio = np.ones(len(data))
-    ratio[both] = data[both] / data[both].sum() * simulation[both].sum() / simulation[both]
-    return SpectrumWeights(binning, np.clip(ratio, 1.0 / limit, limit))
+    edges = np.log(_fine_edges(binning))
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    centre = float(np.mean(middles))
+    x, y = (axis.ravel() for axis in np.meshgrid(middles - centre, middles - centre, indexing="ij"))
+    basis = _basis(x, y)
+    share = simulation.sum() / max(int(data.sum()), 1)
+    coefficients = np.zeros((_ETA_REGIONS, basis.shape[1]))
+    for region, (d, s) in enumerate(
+        zip(np.split(data, _ETA_REGIONS), np.split(simulation, _ETA_REGIONS), strict=True)
+    ):
+        used = (d >= 10) & (s >= 10)
+        if np.count_nonzero(used) < 2 * basis.shape[1]:
+            raise InputError(
+                f"reweight: only {np.count_nonzero(used)} cells of the spectrum have ten events in data and "
+                "simulation; use reweight = false for so few events"
+            )
+        sigma = np.sqrt(1.0 / d[used] + 1.0 / s[used])
+        target = np.log(share * d[used] / s[used])
+        coefficients[region] = np.linalg.lstsq(basis[used] / sigma[:, None], target / sigma, rcond=None)[0]
+    return SpectrumWeights(binning, coefficients, centre, limit)
