@@ -211,8 +211,11 @@ def fill(
     def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
         nonlocal with_generator
         for events in chunks:
+            has_generator = events.gen_plus is not None
             if with_generator is None:
-                with_generator = events.gen_plus is not None
+                with_generator = has_generator
+            elif has_generator != with_generator:
+                raise InputError("some of the samples have generator-level muons, others have none")
             yield events, with_generator
 
     def work(item: tuple[DimuonEvents, bool]) -> _Partial:

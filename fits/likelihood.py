@@ -36,14 +36,18 @@ _MAX_ITERATIONS = 1000
 _EDM_GOAL = 1e-7
 
 
+# The values of `FitStatus`, for kernels.
+_GOOD, _NO_EVENTS, _NOT_CONVERGED, _HESSIAN_NOT_POSITIVE, _AT_LIMIT = 0, 1, 2, 3, 4
+
+
 class FitStatus(IntEnum):
     """How the fit of one bin ended."""
 
-    GOOD = 0
-    NO_EVENTS = 1
-    NOT_CONVERGED = 2
-    HESSIAN_NOT_POSITIVE = 3
-    AT_LIMIT = 4
+    GOOD = _GOOD
+    NO_EVENTS = _NO_EVENTS
+    NOT_CONVERGED = _NOT_CONVERGED
+    HESSIAN_NOT_POSITIVE = _HESSIAN_NOT_POSITIVE
+    AT_LIMIT = _AT_LIMIT
     """Scale or width ran to the end of what is sensible."""
 
 
@@ -195,7 +199,7 @@ def _fit_one(
             free[a] = 1 if floats and not at_low and not at_high else 0
         solved = _solve(matrix, gradient, free, 0.0, delta) or _solve(matrix, gradient, free, 1e-2, delta)
         if not solved:
-            return 2, edm, iteration
+            return _NOT_CONVERGED, edm, iteration
         edm = 0.5 * (gradient * delta).sum()
         if edm < goal:
             # A fraction whose next step would leave the allowed range belongs on the bound.
@@ -231,14 +235,14 @@ def _fit_one(
             )
             if edm < 1e3 * goal:
                 break
-            return 2, edm, iteration
+            return _NOT_CONVERGED, edm, iteration
         cost = trial_cost
         for a in range(4):
             theta[a] = trial[a]
     if edm >= 1e3 * goal:
-        return 2, edm, iteration
+        return _NOT_CONVERGED, edm, iteration
     if not free[0] or not free[1]:
-        return 4, edm, iteration
+        return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
     # Observed Hessian: central differences of the gradient, steps of a hundredth of an expected error.
@@ -274,10 +278,10 @@ def _fit_one(
         if not free[a]:
             continue
         if not _solve(hessian, up, free, 0.0, delta):
-            return 3, edm, iteration
+            return _HESSIAN_NOT_POSITIVE, edm, iteration
         for b in range(4):
             covariance[a, b] = delta[b]
-    return 0, edm, iteration
+    return _GOOD, edm, iteration
 
 
 @kernel
@@ -294,7 +298,7 @@ def _fit_block(
     lines = np.empty((3, n_mass + tables.shape[1] + 1))
     for n in range(counts.shape[0]):
         events = counts[n].sum()
-        status[n] = 1
+        status[n] = _NO_EVENTS
         if not events > 0.0:
             continue
         table = tables[table_of[n]]
@@ -305,11 +309,15 @@ def _fit_block(
                 counts[n], form, low, step, reference, origin, spacing, table, background, centres[n], weight, bounds,
                 max_iterations, goal, floor, theta[n], covariance[n], p, dp, cdf, lines,
             )  # fmt: skip
-            if status[n] == 0:
+            if status[n] == _GOOD:
                 break
         # Near a fraction of zero only its prior holds the slope: there can be a minimum for either sign of it.
-        if background > 0 and (status[n] == 3 or (status[n] == 0 and theta[n, 2] < 0.02)):
-            best = _cost(counts[n], p, theta[n], centres[n], weight, floor) if status[n] == 0 else math.inf
+        if background > 0 and (
+            status[n] == _HESSIAN_NOT_POSITIVE or (status[n] == _GOOD and theta[n, 2] < 0.02)
+        ):
+            best = (
+                _cost(counts[n], p, theta[n], centres[n], weight, floor) if status[n] == _GOOD else math.inf
+            )
             for sign in (-1.0, 1.0):
                 other, other_covariance = theta[n].copy(), np.zeros((4, 4))
                 other[2], other[3] = 0.02, 0.5 * sign * min(bounds[3, 1], 4.0)
@@ -319,13 +327,13 @@ def _fit_block(
                 )  # fmt: skip
                 iterations[n] += more
                 cost = _cost(counts[n], p, other, centres[n], weight, floor)
-                if end == 0 and cost < best - 1e-6:
+                if end == _GOOD and cost < best - 1e-6:
                     best, status[n], edm[n] = cost, end, other_edm
                     theta[n], covariance[n] = other, other_covariance
             _probabilities(
                 form, low, step, reference, origin, spacing, table, background, theta[n], p, dp, cdf, lines
             )
-        if status[n] == 0 and variances.shape[0] > 0:
+        if status[n] == _GOOD and variances.shape[0] > 0:
             _sandwich(variances[n], p, dp, floor, covariance[n])
         chi2[n] = 0.0
         for i in range(n_mass):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.fits.likelihood import BACKGROUNDS, expected_counts, fit_bins
+from musclecal.fits.likelihood import BACKGROUNDS, fit_bins
 from musclecal.fits.shapes import (
     MODEL_NAMES,
     SignalModel,
@@ -23,6 +23,8 @@ from musclecal.fits.shapes import (
 from musclecal.fits.shapes.cumulative import background_cdf
 from musclecal.records import BinFits, Floats, Ints, MassFits, MassHistogram
 from musclecal.resonances import Resonance
+
+_REFERENCE_FITS = 2
 
 __all__ = ["MassModel", "fit_masses", "signal_model"]
 
@@ -104,14 +106,15 @@ def _pooled_shape(start: SignalModel, model: MassModel, simulation: MassHistogra
     return shape
 
 
-def _with_background(counts: Floats, model: SignalModel, fits: BinFits, kind: str) -> Floats:
-    """Simulated counts plus background of the fraction and slope fitted in the data."""
+def _with_background(
+    counts: Floats, model: SignalModel, fraction: Floats, slope: Floats, kind: str
+) -> Floats:
+    """Counts plus background that makes up ``fraction`` (n_bin,) of the total, of ``slope`` (n_bin,), without noise."""
     total = counts.copy()
     cdf, d_slope = np.empty(model.n_mass + 1), np.empty(model.n_mass + 1)
-    for row in np.flatnonzero(fits.converged):
-        fraction, slope = fits.parameters[row, 2], fits.parameters[row, 3]
-        background_cdf(BACKGROUNDS[kind], model.step, slope, cdf, d_slope)
-        total[row] += counts[row].sum() * fraction / (1.0 - fraction) * np.diff(cdf)
+    for row in range(len(counts)):
+        background_cdf(BACKGROUNDS[kind], model.step, slope[row], cdf, d_slope)
+        total[row] += counts[row].sum() * fraction[row] / (1.0 - fraction[row]) * np.diff(cdf)
     return total
 
 
@@ -125,14 +128,25 @@ def _fit_reference(
 ) -> BinFits:
     """Fit the simulation as the data were fitted: with their background, their number of events and the same priors.
 
-    With more events than the data the priors would weigh less, and the fit would end elsewhere.
+    The background fitted in the data holds what the model mistakes for background, such as a part of the FSR tail. So
+    what is added to the simulation is chosen such that the fit to it finds the background of the data, not such that it
+    is the background of the data. With more events than the data the priors would weigh less.
     """
-    total = _with_background(simulated, model, data, kind)
-    share = (data.n_events / total.sum(axis=1))[:, None]
-    start = np.where(data.converged[:, None], data.parameters, data.parameters[data.converged].mean(axis=0))
-    return fit_bins(
-        share * total, model, kind, variances=share**2 * variances, start=start, width_prior=width_prior
-    )
+    good = data.converged
+    start = np.where(good[:, None], data.parameters, data.parameters[good].mean(axis=0))
+    slope_limit = 1.0 if kind == "linear" else 30.0
+    fraction, slope = start[:, 2].copy(), start[:, 3].copy()
+    for _ in range(_REFERENCE_FITS):
+        total = _with_background(simulated, model, fraction, slope, kind)
+        share = (data.n_events / total.sum(axis=1))[:, None]
+        found = fit_bins(
+            share * total, model, kind, variances=share**2 * variances, start=start, width_prior=width_prior
+        )
+        known = good & found.converged
+        fraction[known] += (start - found.parameters)[known, 2]
+        slope[known] += np.clip((start - found.parameters)[known, 3], -1.0, 1.0)
+        fraction, slope = np.clip(fraction, 0.0, 0.99), np.clip(slope, -slope_limit, slope_limit)
+    return found
 
 
 def fit_masses(
@@ -173,6 +187,3 @@ def fit_masses(
         events_fitted=float(counts.sum()),
         min_events=model.min_events,
     )
-
-
-__all__ += ["expected_counts"]

@@ -111,7 +111,9 @@ class Campaign:
             if sample.simulate is None:
                 continue
             table = sample.simulate
-            truth = () if table.truth is None else (str(self.folder / table.truth),)
+            inputs = tuple(
+                str(self.folder / file) for file in (table.truth, table.resolution) if file is not None
+            )
             options = {
                 "simulate": table.model_dump(),
                 "kind": sample.kind,
@@ -120,7 +122,7 @@ class Campaign:
             }
             output = Path(self._files(name)[0])
             run = partial(self._simulate, name, output)
-            tasks.append(Task(f"simulate/{name}", "simulate", output, run, options, truth))
+            tasks.append(Task(f"simulate/{name}", "simulate", output, run, options, inputs))
         return tuple(tasks)
 
     def _simulate(self, name: str, output: Path) -> None:
@@ -147,7 +149,15 @@ class Campaign:
         names = self.config.samples_of(resonance, kind)
         made = {task.name: task for task in self.simulate_tasks}
         tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
-        files = tuple(f for name in names if f"simulate/{name}" not in made for f in self._files(name))
+        owner: dict[str, str] = {}
+        for name in names:
+            for file in () if f"simulate/{name}" in made else self._files(name):
+                if file in owner:
+                    raise InputError(
+                        f"{file}: belongs to the samples {owner[file]} and {name}: it would count twice"
+                    )
+                owner[file] = name
+        files = tuple(owner)
         return tuple(f.rsplit(":", 1)[0] if ".root:" in f else f for f in files), tasks
 
     def _source(
@@ -263,7 +273,7 @@ class Campaign:
             "resonance": repr(r),
             "eta_edges": self.config.binning.edges,
             "reweight": self._sample_options(resonance, "data") if reweighted else None,
-            "fast": [_FAST_EVENTS, _FAST_SEED, self.config.settings(resonance).min_events] if fast else None,
+            "fast": [_FAST_EVENTS, _FAST_SEED, r.min_events] if fast else None,
         }
         run = partial(self._fill, resonance, kind, passes, fast, reweighted)
         return Task(f"fill/{name}", "fill", self.output / "fill" / f"{name}.h5", run, options, files, after)
@@ -290,7 +300,7 @@ class Campaign:
     def _fast_reference(self, resonance: str, passes: int, binning: Binning) -> MassHistogram:
         data = load(self.fill_task(resonance, "data", passes).output, MassHistogram)
         r = self.config.resonance(resonance)
-        resolution = measured_resolution(data, r, r.background, self.config.settings(resonance).min_events)
+        resolution = measured_resolution(data, r, r.background, r.min_events)
         seeds = self._source(resonance, "data", binning, self._scale(passes), loose=True)
         lines = np.array([line.mass for line in r.lines])
         near = max(_NEAR_PEAK, 2.0 * r.line.width / r.line.mass)
@@ -321,7 +331,7 @@ class Campaign:
     def mass_model(self, resonance: str) -> MassModel:
         """How the masses of a resonance are fitted."""
         r = self.config.resonance(resonance)
-        return MassModel(r.model, r.background, self.config.settings(resonance).min_events)
+        return MassModel(r.model, r.background, r.min_events)
 
     def histograms(self, resonance: str, passes: int) -> tuple[MassHistogram, MassHistogram]:
         """(data, simulation), once their tasks are done."""
@@ -444,24 +454,38 @@ class Campaign:
         """The same campaign, telling ``progress``."""
         return replace(self, progress=progress)
 
+    def check_fit_gates(self, fits: MassFits) -> None:
+        """Raise `QualityGateError` where the mass fits are worse than the campaign file allows."""
+        _raise_failures(self._fraction_failures(fits.converged_fraction, fits.events_fraction))
+
+    def _fraction_failures(self, converged: float, events: float) -> list[str]:
+        gates = self.config.gates
+        failed = []
+        if converged < gates.converged_fraction:
+            failed.append(f"converged fraction {converged:.4f} < {gates.converged_fraction:g}")
+        if events < gates.events_fraction:
+            failed.append(f"events fraction {events:.4f} < {gates.events_fraction:g}")
+        return failed
+
     def check_gates(self, closures: Iterable[str]) -> None:
         """Raise `QualityGateError` where a result is worse than the campaign file allows."""
-        gates = self.config.gates
-        calibration = self.calibration()
-        failed = []
-        if calibration.converged_fraction < gates.converged_fraction:
-            failed.append(
-                f"converged fraction {calibration.converged_fraction:.4f} < {gates.converged_fraction:g}"
-            )
-        if calibration.events_fraction < gates.events_fraction:
-            failed.append(f"events fraction {calibration.events_fraction:.4f} < {gates.events_fraction:g}")
+        gates, calibration = self.config.gates, self.calibration()
+        failed = self._fraction_failures(calibration.converged_fraction, calibration.events_fraction)
+        if calibration.p_value < gates.fit_p_value:
+            failed.append(f"fit of A, e, M: p-value {calibration.p_value:.2g} < {gates.fit_p_value:g}")
+        change = calibration.residual_chi2
+        if change is not None and change > gates.second_pass_chi2:
+            failed.append(f"last pass changed chi2/n by {change:.2f} > {gates.second_pass_chi2:g}")
         for name in closures:
-            if name in gates.closure_resonances:
-                p_value = self.closure(name).p_value
-                if p_value < gates.closure_p_value:
-                    failed.append(f"closure at {name}: p-value {p_value:.2g} < {gates.closure_p_value:g}")
-        if failed:
-            raise QualityGateError("quality gate: " + "; ".join(failed))
+            p_value = self.closure(name).p_value
+            if name in gates.closure_resonances and p_value < gates.closure_p_value:
+                failed.append(f"closure at {name}: p-value {p_value:.2g} < {gates.closure_p_value:g}")
+        _raise_failures(failed)
+
+
+def _raise_failures(failed: list[str]) -> None:
+    if failed:
+        raise QualityGateError("quality gate: " + "; ".join(failed))
 
 
 def _edges_for(source: Iterable[DimuonEvents], binning: Binning) -> tuple[float, ...]:

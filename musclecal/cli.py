@@ -52,7 +52,9 @@ _campaign_option = click.option(
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
 )
-_force_option = click.option("--force", is_flag=True, help="Redo this stage even if nothing changed.")
+_force_option = click.option(
+    "--force", is_flag=True, help="Redo this stage (run: all stages) even if nothing changed."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,12 +102,13 @@ def _open(path: Path) -> tuple["Campaign", _Progress]:
     return campaign, progress
 
 
-def _run(progress: _Progress, tasks: Iterable["Task"], force: bool) -> "Outcome":
+def _run(progress: _Progress, tasks: Iterable["Task"], force: bool, *, everything: bool = False) -> "Outcome":
     from musclecal.tasks import run_tasks
 
     wanted = tuple(tasks)
-    again = {task.name for task in wanted} if force else set()
-    outcome = run_tasks(wanted, force=lambda task: task.name in again, announce=progress.announce)
+    again = {task.name for task in wanted}
+    redo = (lambda _: everything) if everything else (lambda task: force and task.name in again)
+    outcome = run_tasks(wanted, force=redo, announce=progress.announce)
     click.echo(f"  {len(outcome.done)} done, {len(outcome.skipped)} up to date", err=True)
     return outcome
 
@@ -135,6 +138,8 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
             click.echo(text)
         if name in ("extract", "export", "report"):
             campaign.check_gates(campaign.closures if name == "report" else ())
+        elif name == "fit":
+            campaign.check_fit_gates(campaign.mass_fits(campaign.calibrated, 0))
 
 
 def _show_simulate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
@@ -245,7 +250,7 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
 
         campaign_file = write_demo(campaign_file or Path("demo"))
     campaign, progress = _open(campaign_file or Path("campaign.toml"))
-    _run(progress, [report_task(campaign)], force)
+    _run(progress, [report_task(campaign)], force, everything=force)
     if as_json:
         closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
         _echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})

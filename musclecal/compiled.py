@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numba
 
-__all__ = ["cache_directory", "in_order", "kernel", "n_threads"]
+__all__ = ["cache_directory", "in_order", "kernel", "n_threads", "source_digest"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
@@ -25,21 +25,27 @@ _R = TypeVar("_R")
 
 
 @cache
-def cache_directory() -> Path:
-    """Folder of the compiled kernels, named by a hash of every source file of the package.
-
-    Numba looks only at the file of a kernel itself: a changed constant or callee in another file would leave
-    stale machine code behind. A changed source gives another folder, so nothing can be stale.
-    ``MUSCLECAL_CACHE_DIR`` chooses where these folders are kept.
-    """
+def source_digest() -> str:
+    """Hash of every source file of the package and of the version of numba, 16 hexadecimal digits."""
     package = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
     for folder in (package, package / "geometry", package / "fits", package / "validation"):
         for source in sorted(folder.rglob("*.py")):
             digest.update(source.relative_to(package).as_posix().encode())
             digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def cache_directory() -> Path:
+    """Folder of the compiled kernels, named by `source_digest`.
+
+    Numba looks only at the file of a kernel itself: a changed constant or callee in another file would leave
+    stale machine code behind. A changed source gives another folder, so nothing can be stale.
+    ``MUSCLECAL_CACHE_DIR`` chooses where these folders are kept.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "musclecal"
-    return Path(os.environ.get("MUSCLECAL_CACHE_DIR", default)) / digest.hexdigest()[:16]
+    return Path(os.environ.get("MUSCLECAL_CACHE_DIR", default)) / source_digest()
 
 
 def kernel(function: _F) -> _F:

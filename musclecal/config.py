@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from musclecal.binning import Binning, equal_eta_edges
+from musclecal.columns import FlatColumns
 from musclecal.errors import InputError
 from musclecal.resonances import Resonance, resonance, resonance_names
+from musclecal.selection import names_needed
 
 __all__ = [
     "BinningConfig",
@@ -70,12 +72,18 @@ class ResonanceConfig(_Table):
     mass_bins: Annotated[int, Field(ge=4)] | None = None
     model: ModelName | None = None
     background: Literal["none", "exponential", "linear"] | None = None
-    min_events: Annotated[int, Field(ge=1)] = 50
+    min_events: Annotated[int, Field(ge=1)] | None = None
     pt_scaled: bool | None = None
     reweight: bool = False
     """Give the simulation the pT spectrum of the data inside the 4D bins."""
     closure_parameters: tuple[Literal["A", "e", "M"], ...] = ("A", "M")
     """What the closure fits. A alone where the sample is too small to say anything about M."""
+
+    @model_validator(mode="after")
+    def _closure_fits_a(self) -> "ResonanceConfig":
+        if "A" not in self.closure_parameters:
+            raise ValueError("closure_parameters: must contain A")
+        return self
 
 
 class SimulateConfig(_Table):
@@ -91,9 +99,13 @@ class SimulateConfig(_Table):
     background_slope: float = 1.0
     """1/GeV"""
     fsr: bool = True
+    resolution: str | None = None
+    """JSON file with eta_edges, a, b, c, d of (sigma_k/k)^2 = a + c/k^2 + b/(1 + d k^2), relative to this file."""
     resolution_factor: Positive = 1.0
+    """On sigma_k/k."""
     spectrum_p0: Positive | None = None
     spectrum_exponent: Annotated[float, Field(gt=1.0)] | None = None
+    spectrum_y_max: Positive | None = None
     polarisation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
     pt2: float = 0.0
     phi_amplitude: float = 0.0
@@ -125,6 +137,9 @@ class SampleConfig(_Table):
             raise ValueError("give either files or a simulate table")
         if self.reference and self.kind != "data":
             raise ValueError('reference = "fast" belongs to a data sample')
+        if self.columns is not None:
+            FlatColumns.from_map(self.columns)
+        names_needed(self.cuts)
         return self
 
 
@@ -135,6 +150,10 @@ class GateConfig(_Table):
     """Events in good fits over events in bins that were fitted."""
     events_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Events in good fits over all selected events of the calibration resonance."""
+    fit_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-6
+    """Of the fit of A, e, M to the 4D mass scales."""
+    second_pass_chi2: Annotated[float, Field(gt=0.0)] = 1.0
+    """How much the last pass may change the calibration: chi2 per parameter."""
     closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     """Of the residual, with the calibration's own uncertainty in the covariance."""
     closure_resonances: tuple[str, ...] = ("Y1S",)
@@ -147,7 +166,7 @@ class CampaignConfig(_Table):
     campaign: CampaignSection
     binning: BinningConfig = BinningConfig()
     resonances: dict[str, ResonanceConfig] = {}
-    samples: dict[str, SampleConfig]
+    samples: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], SampleConfig]
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="after")
@@ -181,7 +200,7 @@ class CampaignConfig(_Table):
         from dataclasses import replace
 
         table = self.settings(name)
-        names = ("mass_window", "mass_bins", "model", "background", "pt_scaled", "pt_edges")
+        names = ("mass_window", "mass_bins", "model", "background", "min_events", "pt_scaled", "pt_edges")
         changes = {key: getattr(table, key) for key in names if getattr(table, key) is not None}
         if table.pt_edges is None and table.muon_pt is not None:
             changes["pt_edges"] = table.muon_pt

@@ -45,7 +45,7 @@ simulate = {{ events = 600_000, seed = 13, truth = "truth.json", background = 0.
 [samples.upsilon_mc]
 resonance = "Y1S"
 kind = "simulation"
-simulate = {{ events = 1_800_000, seed = 14 }}
+simulate = {{ events = 2_700_000, seed = 14 }}
 
 [samples.z_data]
 resonance = "Z"
@@ -55,11 +55,12 @@ simulate = {{ events = 500_000, seed = 15, truth = "truth.json" }}
 [samples.z_mc]
 resonance = "Z"
 kind = "simulation"
-simulate = {{ events = 1_500_000, seed = 16 }}
+simulate = {{ events = 2_100_000, seed = 16 }}
 """
 
 _TEMPLATE = """\
-# A musclecal campaign. Momenta and masses in GeV, angles in rad. Paths are relative to this file.
+# A musclecal campaign: fill in the files of your samples first. Paths are relative to this file.
+# Momenta and masses in GeV, angles in rad.
 # Run it with: musclecal run {name}
 
 [campaign]
@@ -101,7 +102,12 @@ pt2 = "mu2_pt"
 eta2 = "mu2_eta"
 phi2 = "mu2_phi"
 charge2 = "mu2_q"
-# gen_pt1 = "gen1_pt"                  # after FSR, for generator-template
+# gen_pt1 = "gen1_pt"        # generator level after FSR, for generator-template
+# gen_eta1 = "gen1_eta"
+# gen_phi1 = "gen1_phi"
+# gen_pt2 = "gen2_pt"
+# gen_eta2 = "gen2_eta"
+# gen_phi2 = "gen2_phi"
 
 # Samples that the calibration does not use close it:
 # [samples.upsilon_data]

@@ -47,6 +47,7 @@ class Resonance:
     Attributes
     ----------
     line : the peak that is measured. neighbours : peaks that leak into its window.
+    min_events : a 4D bin with fewer is not fitted; more where the background is large.
     mass_window : GeV. mass_bins : number of bins, uniform in ln m. pt_edges : GeV.
     pt_scaled : bin in pT m_ref/m instead of pT (invariant under a common scale; physics.md "The Z").
     """
@@ -60,6 +61,7 @@ class Resonance:
     pt_edges: tuple[float, ...]
     spectrum: Spectrum
     model: str = "simulation-shape"
+    min_events: int = 50
     background: str = "exponential"
     pt_scaled: bool = False
 
@@ -93,8 +95,30 @@ def _table() -> Mapping[str, Resonance]:
         Resonance(
             "Y1S", r"$\Upsilon$(1S)", y1, (y2, y3), (8.9, 9.8), 60, _UPSILON_PT, bottomonium, pt_scaled=True
         ),
-        Resonance("Y2S", r"$\Upsilon$(2S)", y2, (y1, y3), (9.75, 10.25), 50, _UPSILON_PT, bottomonium),
-        Resonance("Y3S", r"$\Upsilon$(3S)", y3, (y2, y1), (10.2, 10.8), 50, _UPSILON_PT, bottomonium),
+        Resonance(
+            "Y2S",
+            r"$\Upsilon$(2S)",
+            y2,
+            (y1, y3),
+            (9.75, 10.25),
+            50,
+            _UPSILON_PT,
+            bottomonium,
+            min_events=100,
+            pt_scaled=True,
+        ),
+        Resonance(
+            "Y3S",
+            r"$\Upsilon$(3S)",
+            y3,
+            (y2, y1),
+            (10.2, 10.8),
+            50,
+            _UPSILON_PT,
+            bottomonium,
+            min_events=100,
+            pt_scaled=True,
+        ),
         Resonance(
             "Z",
             "Z",
@@ -104,6 +128,7 @@ def _table() -> Mapping[str, Resonance]:
             64,
             (25.0, 38.0, 42.0, 46.0, 52.0, 100.0),
             Spectrum(p0=9.0, exponent=1.9, y_max=2.6, polarisation=0.6),
+            model="generator-template",
             background="none",
             pt_scaled=True,
         ),

@@ -12,41 +12,52 @@ from musclecal.binning import Binning
 from musclecal.config import SampleConfig, SimulateConfig
 from musclecal.errors import InputError
 from musclecal.events import read_dimuons
-from musclecal.records import CutFlow, DimuonEvents, ScaleParameters
+from musclecal.records import CutFlow, DimuonEvents, Floats, ScaleParameters
 from musclecal.resonances import Resonance
 from musclecal.selection import Cuts, names_needed, select
-from musclecal.simulate import MisModel, SimulationSettings, default_resolution
+from musclecal.simulate import MisModel, ResolutionModel, SimulationSettings, default_resolution
 
-__all__ = ["Source", "read_scale", "simulation_settings", "write_scale"]
+__all__ = ["Source", "read_resolution", "read_scale", "simulation_settings", "write_scale"]
 
 Progress = Callable[[int, int | None], None]
 
 
-def read_scale(path: Path) -> ScaleParameters:
-    """A, e, M per eta bin from a JSON object with eta_edges, A, e (GeV), M (1/GeV).
-
-    Raises
-    ------
-    InputError : not such a file, naming the file and the key.
-    """
+def _read_per_eta(path: Path, names: tuple[str, ...]) -> list[Floats]:
+    """eta_edges and further columns per eta bin of a JSON object. Raises `InputError` naming the file and the key."""
+    wanted_keys = ", ".join(("eta_edges", *names))
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON file with eta_edges, A, e, M: {error}") from None
-    columns = {}
-    for key in ("eta_edges", "A", "e", "M"):
+        raise InputError(f"{path}: not a JSON file with {wanted_keys}: {error}") from None
+    columns: list[Floats] = []
+    for key in ("eta_edges", *names):
         if not isinstance(table, dict) or key not in table:
             raise InputError(f"{path}: key {key!r} is missing")
         try:
-            columns[key] = np.array(table[key], dtype=np.float64)
+            column = np.array(table[key], dtype=np.float64)
         except (TypeError, ValueError):
             raise InputError(f"{path}: {key}: not a list of numbers") from None
-        wanted = max(columns["eta_edges"].size, 2) - (key != "eta_edges")
-        if columns[key].shape != (wanted,) or not np.all(np.isfinite(columns[key])):
+        wanted = max(columns[0].size, 2) - 1 if columns else max(column.size, 2)
+        if column.shape != (wanted,) or not np.all(np.isfinite(column)):
             raise InputError(f"{path}: {key}: {wanted} finite numbers wanted")
-    if np.any(np.diff(columns["eta_edges"]) <= 0.0):
+        columns.append(column)
+    if np.any(np.diff(columns[0]) <= 0.0):
         raise InputError(f"{path}: eta_edges: must increase")
-    return ScaleParameters(columns["eta_edges"], columns["A"], columns["e"], columns["M"])
+    return columns
+
+
+def read_scale(path: Path) -> ScaleParameters:
+    """A, e (GeV), M (1/GeV) per eta bin from a JSON object. Raises `InputError` naming the file and the key."""
+    return ScaleParameters(*_read_per_eta(path, ("A", "e", "M")))
+
+
+def read_resolution(path: Path) -> ResolutionModel:
+    """a, b, c (1/GeV^2), d (GeV^2) per eta bin from a JSON object. Raises `InputError` naming the file and the key."""
+    model = ResolutionModel(*_read_per_eta(path, ("a", "b", "c", "d")))
+    for key in ("a", "b", "c", "d"):
+        if np.any(getattr(model, key) < 0.0):
+            raise InputError(f"{path}: {key}: must not be negative")
+    return model
 
 
 def write_scale(path: Path, scale: ScaleParameters) -> None:
@@ -72,8 +83,12 @@ def simulation_settings(
     beyond = 0.015 if sample.kind == "data" else 0.12
     widest = max(abs(eta_edges[0]), abs(eta_edges[-1])) + 0.2
     spectrum = replace(resonance.spectrum, y_max=max(resonance.spectrum.y_max, widest))
+    resolution = (
+        default_resolution() if table.resolution is None else read_resolution(folder / table.resolution)
+    )
     changes = {
         "p0": table.spectrum_p0,
+        "y_max": table.spectrum_y_max,
         "exponent": table.spectrum_exponent,
         "polarisation": table.polarisation,
     }
@@ -82,7 +97,7 @@ def simulation_settings(
         muon_pt=table.muon_pt or (low, high),
         eta_range=(eta_edges[0], eta_edges[-1]),
         mass_window=(window[0] * (1.0 - beyond), window[1] * (1.0 + beyond)),
-        resolution=default_resolution().scaled(table.resolution_factor),
+        resolution=resolution.scaled(table.resolution_factor),
         truth=None if table.truth is None else read_scale(folder / table.truth),
         mismodel=MisModel(
             table.pt2,

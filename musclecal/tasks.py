@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from musclecal.compiled import source_digest
 from musclecal.errors import InputError
 from musclecal.store import written_atomically
 
@@ -83,7 +84,7 @@ class Task:
         needed |= {task.name: fingerprint(task.output) for task in self.after}
         return {
             "task": self.name,
-            "version": package_version(),
+            "version": f"{package_version()} {source_digest()}",
             "options": json.loads(json.dumps(self.options)),
             "inputs": needed,
         }

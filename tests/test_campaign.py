@@ -340,7 +340,7 @@ def test_more_events_get_more_pt_bins(finished: Campaign, tmp_path: Path) -> Non
     numbers = []
     for cuts in (["event < 11000"], []):
         data = files(sample_file(finished, "data"), cuts=cuts)
-        campaign = campaign_in(tmp_path / str(len(cuts)), resonances={}, samples={"data": data, "mc": data})
+        campaign = campaign_in(tmp_path / str(len(cuts)), resonances={}, samples={"data": data})
         run_tasks([campaign.binning_task("Jpsi")])
         numbers.append(campaign.binning("Jpsi").n_pt)
     assert 2 <= numbers[0] < numbers[1] <= 6
@@ -477,3 +477,10 @@ def test_the_binning_is_that_of_the_file(finished: Campaign) -> None:
     binning = finished.binning("Jpsi")
     assert isinstance(binning, Binning)
     assert (binning.eta_edges, binning.pt_edges) == (equal_eta_edges(N_ETA, 2.4), (4.0, 6.0, 40.0))
+
+
+def test_one_file_in_two_samples_is_refused(finished: Campaign, tmp_path: Path) -> None:
+    data = files(sample_file(finished, "data"))
+    campaign = campaign_in(tmp_path, resonances={}, samples={"one": data, "two": data})
+    with pytest.raises(InputError, match="belongs to the samples one and two"):
+        campaign.binning_task("Jpsi")

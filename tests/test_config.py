@@ -237,3 +237,16 @@ def test_the_demo_does_not_replace_another_campaign(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == MINIMAL
     with pytest.raises(InputError, match="not a folder"):
         write_demo(path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden"])
+def test_a_sample_name_is_no_path(tmp_path: Path, name: str) -> None:
+    text = MINIMAL.replace("samples.jpsi_data", f'samples."{name}"', 1)
+    assert text != MINIMAL
+    with pytest.raises(InputError, match="samples"):
+        load_campaign(written(tmp_path, text))
+
+
+def test_a_closure_fits_a(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must contain A"):
+        load_campaign(written(tmp_path, MINIMAL + '\n[resonances.Y1S]\nclosure_parameters = ["M"]\n'))

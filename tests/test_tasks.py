@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from musclecal.compiled import source_digest
 from musclecal import tasks
 from musclecal.errors import InputError
 from musclecal.tasks import Outcome, Task, fingerprint, run_tasks, write_text
@@ -210,7 +211,7 @@ def test_the_manifest_says_what_the_output_depends_on(chain: Chain) -> None:
     manifest = json.loads(chain.task("second").manifest_path.read_text())
     assert manifest == {
         "task": "second",
-        "version": tasks.package_version(),
+        "version": f"{tasks.package_version()} {source_digest()}",
         "options": {"option": "one", "edges": [1.0, 0.1]},
         "inputs": {"first": fingerprint(chain.output("first"))},
         "output": fingerprint(chain.output("second")),

@@ -369,3 +369,10 @@ class TestBadInput:
         filled = fill([events], wide)
         assert filled.bins.tolist() == expected_rows(events, wide).tolist()
         np.testing.assert_allclose(filled.mean_pt, [[5.0, 8.0]], rtol=1e-7)
+
+
+def test_samples_with_and_without_generator_level_do_not_mix() -> None:
+    without = replace(sample(), gen_plus=None, gen_minus=None)
+    for chunks in ([sample(), without], [without, sample()]):
+        with pytest.raises(InputError, match="others have none"):
+            fill(chunks, BINNING)

@@ -95,8 +95,8 @@ def test_equal_spectra_need_no_weights() -> None:
 
 
 def test_weights_are_limited(data: DimuonEvents, simulation: DimuonEvents) -> None:
-    counts = (spectrum_counts([sample], BINNING) for sample in (data, simulation))
-    found = spectrum_weights(*counts, BINNING, limit=1.2)(simulation)
+    in_data, in_simulation = (spectrum_counts([sample], BINNING) for sample in (data, simulation))
+    found = spectrum_weights(in_data, in_simulation, BINNING, limit=1.2)(simulation)
     assert found.min() == pytest.approx(1.0 / 1.2)
     assert found.max() == pytest.approx(1.2)
 
