@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from musclecal.compiled import source_digest
 from musclecal import tasks
+from musclecal.compiled import source_digest
 from musclecal.errors import InputError
 from musclecal.tasks import Outcome, Task, fingerprint, run_tasks, write_text
 
