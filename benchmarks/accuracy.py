@@ -70,9 +70,10 @@ def loose(name: str, pt_edges: tuple[float, ...], beyond: float = 0.015) -> Simu
     """Acceptance a little wider than the analysis, as an ntuple has: the mass window by the fraction ``beyond``."""
     r = resonance(name)
     low, high = r.mass_window
+    room = 0.2 if r.pt_scaled else 0.03
     return SimulationSettings(
         r,
-        (0.97 * pt_edges[0], 1.03 * pt_edges[-1]),
+        ((1.0 - room) * pt_edges[0], (1.0 + room) * pt_edges[-1]),
         (-2.4, 2.4),
         ((1.0 - beyond) * low, (1.0 + beyond) * high),
     )

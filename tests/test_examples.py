@@ -57,3 +57,15 @@ def test_real_upsilon_closes_after_calibration_on_the_jpsi(shared_data: Path, tm
     assert jpsi - 1.0 == pytest.approx(-0.9e-3, abs=0.4e-3)
     assert abs(after - 1.0) < 2.0 * error
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
+def test_links_of_a_page_lead_somewhere(page: str) -> None:
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("the documentation is not beside these tests")
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in link:
+            assert (path.parent / link).exists(), link
