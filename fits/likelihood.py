@@ -172,6 +172,53 @@ def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance
 
 
 @kernel
+def _observed_covariance(
+    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
+    table: Floats, background: int, centre: Floats, weight: Floats, floor: float, theta: Floats, information: Floats,
+    free: Ints, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
+) -> bool:  # fmt: skip
+    """Inverse of the observed Hessian over the free parameters; False where it is not positive.
+
+    Central differences of the gradient, steps of a hundredth of an expected error.
+    """
+    hessian = np.zeros((4, 4))
+    trial, up, down = np.empty(4), np.empty(4), np.empty(4)
+    for a in range(4):
+        if not free[a]:
+            continue
+        h = 0.01 / math.sqrt(information[a, a])
+        if a == 2:
+            h = min(h, 0.5 * theta[2])
+        for b in range(4):
+            trial[b] = theta[b]
+        trial[a] = theta[a] + h
+        _probabilities(
+            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
+        )
+        _gradient(counts, p, dp, trial, centre, weight, floor, up)
+        trial[a] = theta[a] - h
+        _probabilities(
+            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
+        )
+        _gradient(counts, p, dp, trial, centre, weight, floor, down)
+        for b in range(4):
+            hessian[a, b] = (up[b] - down[b]) / (2.0 * h)
+    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
+    for a in range(4):
+        for b in range(a):
+            hessian[a, b] = hessian[b, a] = 0.5 * (hessian[a, b] + hessian[b, a])
+    for a in range(4):
+        for b in range(4):
+            up[b] = 1.0 if a == b else 0.0
+        if free[a]:
+            if not _solve(hessian, up, free, 0.0, down):
+                return False
+            for b in range(4):
+                covariance[a, b] = down[b]
+    return True
+
+
+@kernel
 def _fit_one(
     counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
     table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float,
@@ -245,42 +292,12 @@ def _fit_one(
         return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
-    # Observed Hessian: central differences of the gradient, steps of a hundredth of an expected error.
-    hessian = np.zeros((4, 4))
-    up = np.empty(4)
-    for a in range(4):
-        if not free[a]:
-            continue
-        h = 0.01 / math.sqrt(matrix[a, a])
-        if a == 2:
-            h = min(h, 0.5 * theta[2])
-        for b in range(4):
-            trial[b] = theta[b]
-        trial[a] = theta[a] + h
-        _probabilities(
-            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
-        )
-        _gradient(counts, p, dp, trial, centre, weight, floor, up)
-        trial[a] = theta[a] - h
-        _probabilities(
-            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
-        )
-        _gradient(counts, p, dp, trial, centre, weight, floor, gradient)
-        for b in range(4):
-            hessian[a, b] = (up[b] - gradient[b]) / (2.0 * h)
-    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
-    for a in range(4):
-        for b in range(a):
-            hessian[a, b] = hessian[b, a] = 0.5 * (hessian[a, b] + hessian[b, a])
-    for a in range(4):
-        for b in range(4):
-            up[b] = 1.0 if a == b else 0.0
-        if not free[a]:
-            continue
-        if not _solve(hessian, up, free, 0.0, delta):
-            return _HESSIAN_NOT_POSITIVE, edm, iteration
-        for b in range(4):
-            covariance[a, b] = delta[b]
+    known = _observed_covariance(
+        counts, form, low, step, reference, origin, spacing, table, background, centre, weight, floor, theta, matrix,
+        free, covariance, p, dp, cdf, lines,
+    )  # fmt: skip
+    if not known:
+        return _HESSIAN_NOT_POSITIVE, edm, iteration
     return _GOOD, edm, iteration
 
 
