@@ -11,19 +11,19 @@ curvature of its eta bin, where it does not correlate with A, and transformed ba
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.errors import InputError
+from musclecal.fits.normal_equations import solve_normal
 from musclecal.records import Floats, Ints, MassFits, ScaleCalibration
 
 __all__ = ["PARAMETERS", "ScaleSolution", "fit_scale", "model_of_bins", "scale_calibration"]
 
 PARAMETERS = ("A", "e", "M")
-_RANK_TOLERANCE = 1e-11
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ScaleSolution:
     parameter_names : of A, e, M in this order.
     values : (n_eta, n_fitted). covariance : (n_eta n_fitted, ...), parameters of an eta bin together.
     chi2, ndf, p_value : of the 4D mass scales. pulls : (n_used,). bins : (n_used,) 4D bin numbers.
-    rank, condition, null_directions : of the normal matrix scaled to unit diagonal.
+    rank, condition : of the normal matrix scaled to unit diagonal; `fit_scale` raises where a direction is not fixed.
     mean_k : (n_eta,) 1/GeV.
     """
 
@@ -49,7 +49,6 @@ class ScaleSolution:
     bins: Ints
     rank: int
     condition: float
-    null_directions: Floats
     mean_k: Floats
 
 
@@ -99,14 +98,9 @@ def _check_both_charges(n_eta: int, i: Ints, j: Ints, edges: tuple[float, ...]) 
             )
 
 
-def _describe_null(vector: Floats, names: Sequence[str], edges: tuple[float, ...]) -> str:
-    largest = np.argsort(-np.abs(vector))[:4]
-    n_fit = len(names)
-    parts = (
-        f"{vector[p]:+.2f} {names[p % n_fit]}[{edges[p // n_fit]:g}, {edges[p // n_fit + 1]:g}]"
-        for p in largest
-    )
-    return " ".join(parts)
+def parameter_labels(names: Sequence[str], edges: Sequence[float]) -> tuple[str, ...]:
+    """Names of the parameters of all eta bins for messages, in the order of their covariance."""
+    return tuple(f"{name}[{low:g}, {high:g}]" for low, high in pairwise(edges) for name in names)
 
 
 def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSolution:
@@ -137,32 +131,22 @@ def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSo
         design = plus.multiply((1.0 + a_minus)[:, None]) + minus.multiply((1.0 + a_plus)[:, None])
         weighted = design.multiply(weight[:, None])
         normal = (design.T @ weighted).toarray()
-        scaled = normal / np.outer(unit, unit)
-        eigenvalues, vectors = np.linalg.eigh(scaled)
-        null = eigenvalues < _RANK_TOLERANCE * eigenvalues[-1]
-        if np.any(null):
-            where = _describe_null(vectors[:, 0], names, edges)
-            raise InputError(
-                f"{np.count_nonzero(null)} combinations of parameters are not fixed, first: {where}"
-            )
-        factor = cho_factor(scaled)
-        beta = beta + cho_solve(factor, (weighted.T @ residual) / unit) / unit
-    covariance = cho_solve(factor, np.eye(len(beta))) / np.outer(unit, unit)
+        step = solve_normal(normal, weighted.T @ residual, parameter_labels(names, edges), unit)
+        beta = beta + step.values
     residual = s**2 - (1.0 + plus @ beta) * (1.0 + minus @ beta)
     chi2, ndf = float(np.sum(weight * residual**2)), len(used) - len(beta)
     back = _about_zero(names, k0)
     return ScaleSolution(
         parameter_names=names,
         values=(back @ beta).reshape(n_eta, len(names)),
-        covariance=back @ covariance @ back.T,
+        covariance=back @ step.covariance @ back.T,
         chi2=chi2,
         ndf=ndf,
         p_value=float(chi2_distribution.sf(chi2, ndf)) if ndf > 0 else 1.0,
         pulls=residual * np.sqrt(weight),
         bins=fits.bins[used],
-        rank=int(np.count_nonzero(~null)),
-        condition=float(eigenvalues[-1] / eigenvalues[0]),
-        null_directions=(vectors[:, null] / unit[:, None]).T,
+        rank=len(beta),
+        condition=step.condition,
         mean_k=k0,
     )
 
@@ -210,7 +194,6 @@ def scale_calibration(fits: MassFits, before: ScaleCalibration | None = None) ->
         p_value=solution.p_value,
         rank=solution.rank,
         condition=solution.condition,
-        null_directions=solution.null_directions,
         pulls=solution.pulls,
         bins=solution.bins,
         mean_k=solution.mean_k,

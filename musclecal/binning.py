@@ -1,8 +1,11 @@
-"""The named axes of a 4D mass histogram, and the only maker of 4D bin numbers.
+"""The named axes of 4D mass histograms, and the only maker of 4D bin numbers.
 
-A 4D bin is (i, j, k, l) = (eta bin of mu+, eta bin of mu-, pT bin of mu+, pT bin of mu-), numbered
-((i n_eta + j) n_pt + k) n_pt + l. The mass axis is uniform in ln m, so that a mass scale is a shift; the
-generator-level axis has the same step and one bin centred on the resonance mass.
+`Binning`, for fits of one peak per bin: a 4D bin is (i, j, k, l) = (eta bin of mu+, eta bin of mu-, pT bin of mu+,
+pT bin of mu-), numbered ((i n_eta + j) n_pt + k) n_pt + l. The mass axis is uniform in ln m, so that a mass scale is a
+shift; the generator-level axis has the same step and one bin centred on the resonance mass.
+
+`TemplateBinning`, for the template fit of all bins at once: (region of mu+, region of mu-, pT asymmetry, mean pT), with
+regions of eta, or of eta and phi.
 """
 
 import math
@@ -15,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from musclecal.compiled import kernel
 from musclecal.errors import InputError
 
-__all__ = ["Binning", "bin_of", "equal_eta_edges"]
+__all__ = ["Binning", "TemplateBinning", "bin_of", "equal_eta_edges"]
 
 
 @kernel
@@ -141,3 +144,90 @@ class Binning:
             f"{eta[i]:g} < eta+ < {eta[i + 1]:g}, {eta[j]:g} < eta- < {eta[j + 1]:g}, "
             f"{pt[k]:g} < pT+ < {pt[k + 1]:g}, {pt[m]:g} < pT- < {pt[m + 1]:g} GeV"
         )
+
+
+@dataclass(frozen=True)
+class TemplateBinning:
+    """Axes of the histograms of the template fit.
+
+    A muon's region is eta bin x phi sector. The other two axes do not change under a common momentum scale: the
+    asymmetry (pT+ - pT-)/(pT+ + pT-), and half the sum of both pT times mass_reference/m. The 4D bin is numbered
+    ((region+ n_region + region-) n_asymmetry + a) n_pt + p.
+
+    Parameters
+    ----------
+    eta_edges : (n_eta + 1,), any increasing values.
+    asymmetry_edges : (n_asymmetry + 1,), pairs outside are not used.
+    pt_edges : (n_pt + 1,), GeV, of the scaled mean pT; pairs outside are not used.
+    muon_pt : (low, high), GeV, of each muon. The sample must reach further by the shifts of the fit (1 %).
+    mass_window : (low, high), GeV; mass_bins equal bins.
+    mass_reference : mass of the resonance, GeV.
+    phi_sectors : equal sectors of -pi <= phi < pi.
+
+    Raises
+    ------
+    InputError : edges not increasing, a window that does not contain the resonance, too few bins.
+    """
+
+    eta_edges: tuple[float, ...]
+    asymmetry_edges: tuple[float, ...]
+    pt_edges: tuple[float, ...]
+    muon_pt: tuple[float, float]
+    mass_window: tuple[float, float]
+    mass_bins: int
+    mass_reference: float
+    phi_sectors: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in ("eta_edges", "asymmetry_edges", "pt_edges", "muon_pt", "mass_window"):
+            object.__setattr__(self, axis, _checked(getattr(self, axis), axis))
+        low, high = self.mass_window
+        if not low < self.mass_reference < high:
+            raise InputError(f"mass_window: {low} to {high} GeV does not contain {self.mass_reference} GeV")
+        if self.mass_bins < 4:
+            raise InputError(f"mass_bins: need at least 4, got {self.mass_bins}")
+        if self.phi_sectors < 1:
+            raise InputError(f"phi_sectors: need at least 1, got {self.phi_sectors}")
+
+    @property
+    def n_eta(self) -> int:
+        """Number of eta bins."""
+        return len(self.eta_edges) - 1
+
+    @property
+    def n_region(self) -> int:
+        """Number of regions of a muon, eta bin x phi sector."""
+        return self.n_eta * self.phi_sectors
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Bins on the axes (region+, region-, asymmetry, mean pT)."""
+        return self.n_region, self.n_region, len(self.asymmetry_edges) - 1, len(self.pt_edges) - 1
+
+    @property
+    def n_bins(self) -> int:
+        """Number of 4D bins, occupied or not."""
+        return math.prod(self.shape)
+
+    @property
+    def mass_centres(self) -> NDArray[np.float64]:
+        """(mass_bins,), GeV."""
+        low, high = self.mass_window
+        return np.asarray(low + (high - low) / self.mass_bins * (np.arange(self.mass_bins) + 0.5), dtype=np.float64)
+
+    @property
+    def phi_centres(self) -> NDArray[np.float64]:
+        """(phi_sectors,), rad."""
+        turns = (np.arange(self.phi_sectors) + 0.5) / self.phi_sectors - 0.5
+        return np.asarray(2.0 * math.pi * turns, dtype=np.float64)
+
+    def unravel(self, bins: ArrayLike) -> tuple[NDArray[np.int64], ...]:
+        """(region of mu+, region of mu-, asymmetry bin, pT bin) of 4D bin numbers."""
+        return tuple(np.asarray(x, dtype=np.int64) for x in np.unravel_index(np.asarray(bins), self.shape))
+
+    def without_phi(self, bins: ArrayLike) -> NDArray[np.int64]:
+        """The numbers of the same 4D bins with all phi sectors together."""
+        plus, minus, a, p = self.unravel(bins)
+        shape = (self.n_eta, self.n_eta, *self.shape[2:])
+        together = (plus // self.phi_sectors, minus // self.phi_sectors, a, p)
+        return np.asarray(np.ravel_multi_index(together, shape), dtype=np.int64)

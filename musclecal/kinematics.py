@@ -13,24 +13,30 @@ from numpy.typing import NDArray
 from musclecal.compiled import kernel
 from musclecal.constants import MUON_MASS
 
-__all__ = ["from_cartesian", "mass_factors", "pair_mass", "pair_masses"]
+__all__ = ["from_cartesian", "mass_factors", "mass_of_opening", "pair_mass", "pair_masses"]
 
 
 @kernel
-def pair_mass(pt1: float, eta1: float, phi1: float, pt2: float, eta2: float, phi2: float, mu: float) -> float:
-    """Mass in GeV of two particles of mass ``mu`` (GeV).
+def mass_of_opening(pt1: float, cosh1: float, pt2: float, cosh2: float, opening: float, mu: float) -> float:
+    """Mass in GeV of two particles of mass ``mu`` (GeV), ``opening`` = cosh(d eta) - cos(d phi).
 
     Written as m^2 = 2 mu^2 + 2 (E1 E2 - p1 p2) + 2 pT1 pT2 [cosh(d eta) - cos(d phi)], with
     E1 E2 - p1 p2 = mu^2 (p1^2 + p2^2 + mu^2)/(E1 E2 + p1 p2): no difference of large numbers.
     """
-    p1 = pt1 * math.cosh(eta1)
-    p2 = pt2 * math.cosh(eta2)
+    p1 = pt1 * cosh1
+    p2 = pt2 * cosh2
     e1e2 = math.sqrt((p1 * p1 + mu * mu) * (p2 * p2 + mu * mu))
     slow = mu * mu * (p1 * p1 + p2 * p2 + mu * mu) / (e1e2 + p1 * p2)
+    return math.sqrt(2.0 * (mu * mu + slow + pt1 * pt2 * opening))
+
+
+@kernel
+def pair_mass(pt1: float, eta1: float, phi1: float, pt2: float, eta2: float, phi2: float, mu: float) -> float:
+    """Mass in GeV of two particles of mass ``mu`` (GeV)."""
     half_d_eta = math.sinh(0.5 * (eta1 - eta2))
     half_d_phi = math.sin(0.5 * (phi1 - phi2))
     opening = 2.0 * (half_d_eta * half_d_eta + half_d_phi * half_d_phi)
-    return math.sqrt(2.0 * (mu * mu + slow + pt1 * pt2 * opening))
+    return mass_of_opening(pt1, math.cosh(eta1), pt2, math.cosh(eta2), opening, mu)
 
 
 @kernel

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.binning import Binning
+from musclecal.binning import Binning, TemplateBinning
 from musclecal.kinematics import pair_masses
 
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "MassHistogram",
     "Muons",
     "ScaleCalibration",
+    "ScaleInformation",
     "ScaleParameters",
+    "TemplateHistogram",
 ]
 
 Floats = NDArray[np.float64]
@@ -157,6 +159,36 @@ class MassHistogram:
     mean_pt: Floats
     mean_f: Floats
     generator: NDArray[np.float64] | Ints | None = None
+    variances: Floats | None = None
+    n_outside: int = 0
+    cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
+
+    @property
+    def n_events(self) -> float:
+        """Events inside the binning and the mass window."""
+        return float(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class TemplateHistogram:
+    """Counts of a sample for the template fit, and how they change when the momenta are corrected; occupied 4D bins.
+
+    Attributes
+    ----------
+    binning : the axes. bins : (n_bin,) 4D bin numbers, increasing.
+    counts : (n_bin, n_mass) events, or sums of weights.
+    variances : (n_bin, n_mass) sums of squared weights; None where all weights are one.
+    derivatives : (n_bin, n_mass, 8) of the counts by a correction A, e (GeV), M (1/GeV) and by an additional variance
+        of ln k of mu+, then the same of mu-; (n_bin, n_mass, 0) where they were not filled.
+    mean_k : (n_bin, 2) average curvature of mu+ and mu-, 1/GeV.
+    n_outside : selected events outside the binning. cut_flows : how the selection went, by sample.
+    """
+
+    binning: TemplateBinning
+    bins: Ints
+    counts: Floats
+    derivatives: Floats
+    mean_k: Floats
     variances: Floats | None = None
     n_outside: int = 0
     cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
@@ -306,7 +338,6 @@ class ScaleCalibration(ScaleParameters):
     covariance : (3 n_eta, 3 n_eta), order A0, e0, M0, A1, ...
     chi2, ndf, p_value : of the fit to the 4D mass scales (its last pass).
     rank, condition : of the normal equations scaled to unit diagonal.
-    null_directions : (n_null, 3 n_eta) combinations that the data do not fix.
     pulls : (n_bin,) of the last pass; bins : (n_bin,) their 4D bin numbers.
     mean_k : (n_eta,) mean curvature of the muons used, 1/GeV.
     events_fraction : events in used fits over events selected.
@@ -319,7 +350,6 @@ class ScaleCalibration(ScaleParameters):
     p_value: float
     rank: int
     condition: float
-    null_directions: Floats
     pulls: Floats
     bins: Ints
     mean_k: Floats
@@ -327,6 +357,40 @@ class ScaleCalibration(ScaleParameters):
     converged_fraction: float
     passes: int = 1
     residual_chi2: float | None = None
+
+
+@dataclass(frozen=True)
+class ScaleInformation:
+    """What a resonance says about corrections of single muons: a quadratic chi2, before any choice of parameters.
+
+    With x the corrections still to be applied, in the order A, e (GeV), M (1/GeV), additional variance of ln k
+    of region 0, then of region 1, ...: chi2(x) = chi2 - 2 vector . x + x . normal . x.
+
+    Attributes
+    ----------
+    resonance : what was fitted.
+    eta_edges : (n_eta + 1,). phi_sectors : a region is eta bin x phi sector, n_region of them.
+    normal : (4 n_region, 4 n_region). vector : (4 n_region,).
+    chi2, ndf : at x = 0.
+    mean_k : (n_region,) mean curvature of the muons, 1/GeV.
+    events_used, events_selected : of the data.
+    """
+
+    resonance: str
+    eta_edges: Floats
+    phi_sectors: int
+    normal: Floats
+    vector: Floats
+    chi2: float
+    ndf: int
+    mean_k: Floats
+    events_used: float
+    events_selected: float
+
+    @property
+    def events_fraction(self) -> float:
+        """Events used over events selected."""
+        return self.events_used / max(self.events_selected, 1.0)
 
 
 @dataclass(frozen=True)
@@ -340,7 +404,8 @@ class Closure:
     parameter_names : the fitted ones, of A, e, M in this order.
     values : (n_eta, n_fitted) corrections still to be applied, after the calibration.
     covariance : (n_eta n_fitted, ...) of ``values`` from the closure sample alone, parameters of an eta bin together.
-    calibration_covariance : the same shape: what the calibration's own uncertainty and that of the resonance mass add.
+    calibration_covariance : the same shape: what the calibration's own uncertainty and that of the resonance
+        mass add.
     chi2, ndf, p_value : of ``values`` against zero with the sum of both.
     fit_chi2, fit_ndf : of the fit to the 4D mass scales.
     s : factor on the calibration's uncertainty that makes the residuals expected, unclipped; None where no

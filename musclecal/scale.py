@@ -15,7 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from musclecal.compiled import kernel
 
-__all__ = ["biased_curvature", "corrected_curvature", "correction_jacobian", "relative_correction"]
+__all__ = [
+    "biased_curvature",
+    "corrected_curvature",
+    "correction_gradient",
+    "correction_jacobian",
+    "relative_correction",
+]
 
 
 @kernel
@@ -37,6 +43,12 @@ def biased_curvature(k_true: float, charge: float, a: float, e: float, m: float)
     if square < 0.0:
         return math.nan
     return 2.0 * shifted / (one_a + math.sqrt(square))
+
+
+@kernel
+def correction_gradient(k: float, charge: float) -> tuple[float, float, float]:
+    """d(dk/k)/d(A, e, M) = (1, -k, q/k) of one muon, ``k`` in 1/GeV."""
+    return 1.0, -k, charge / k
 
 
 def relative_correction(

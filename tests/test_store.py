@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musclecal import records, store
-from musclecal.binning import Binning, equal_eta_edges
+from musclecal.binning import Binning, TemplateBinning, equal_eta_edges
 from musclecal.errors import InputError
 from musclecal.records import (
     BinFits,
@@ -23,12 +23,17 @@ from musclecal.records import (
     MassHistogram,
     Muons,
     ScaleCalibration,
+    ScaleInformation,
     ScaleParameters,
+    TemplateHistogram,
 )
 from musclecal.store import load, load_attributes, save, written_atomically
 
 RNG = np.random.default_rng(11)
 BINNING = Binning(equal_eta_edges(4, 2.4), (4.0, 6.5, 10.1, 1 / 3 + 20.0), (2.9, 3.3), 20, 3.0969)
+TEMPLATE_BINNING = TemplateBinning(
+    (-1.0, 0.1, 1.0), (-1.0, 1.0), (0.0, 9.0), (4.0, 50.0), (2.9, 3.3), 20, 3.0969, phi_sectors=3
+)
 
 
 def floats(*shape: int) -> Any:
@@ -60,7 +65,7 @@ def bin_fits(n_bin: int = 5) -> BinFits:
 
 HISTOGRAM = MassHistogram(BINNING, ints(5), ints(5, 20), floats(5, 2), floats(5, 2), floats(5, 2))
 CALIBRATION = ScaleCalibration(
-    floats(5), floats(4), floats(4), floats(4), floats(12, 12), 0.1, 7, np.nan, 12, np.inf, floats(0, 12),
+    floats(5), floats(4), floats(4), floats(4), floats(12, 12), 0.1, 7, np.nan, 12, np.inf,
     floats(5), ints(5), floats(4), 0.97, 1.0,
 )  # fmt: skip
 MUONS = Muons(floats(6), floats(6), floats(6))
@@ -111,6 +116,15 @@ EXAMPLES: dict[str, Any] = {
         1e6 + 0.1,
         5.0,
         400,
+    ),
+    "template histogram": TemplateHistogram(
+        TEMPLATE_BINNING, ints(5), floats(5, 20), floats(5, 20, 8), floats(5, 2), floats(5, 20), 3
+    ),
+    "template histogram, no weights": TemplateHistogram(
+        TEMPLATE_BINNING, ints(5), floats(5, 20), floats(5, 20, 0), floats(5, 2)
+    ),
+    "information": ScaleInformation(
+        "Z", floats(5), 1, floats(16, 16), floats(16), 0.1, 7, floats(4), 0.3, 1e6
     ),
     "scale": ScaleParameters(floats(5), floats(4), floats(4), floats(4)),
     "calibration": CALIBRATION,

@@ -27,7 +27,6 @@ def _calibration(n_eta: int = 6, **changes: Any) -> ScaleCalibration:
         "p_value": 0.3,
         "rank": 3 * n_eta,
         "condition": 10.0,
-        "null_directions": np.zeros((0, 3 * n_eta)),
         "pulls": np.zeros(1),
         "bins": np.zeros(1, dtype=np.int64),
         "mean_k": np.full(n_eta, 0.1),

@@ -145,7 +145,7 @@ def calibration_with(covariance: Floats) -> ScaleCalibration:
     zero = np.zeros(N_ETA)
     return ScaleCalibration(
         np.array(BINNING.eta_edges), zero, zero, zero, covariance, 1.0, 1, 0.5, 3 * N_ETA, 1.0,
-        np.empty((0, 3 * N_ETA)), np.empty(0), np.empty(0, dtype=np.int64), zero, 1.0, 1.0,
+        np.empty(0), np.empty(0, dtype=np.int64), zero, 1.0, 1.0,
     )  # fmt: skip
 
 

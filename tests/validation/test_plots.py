@@ -60,7 +60,6 @@ def make_calibration() -> ScaleCalibration:
         p_value=0.45,
         rank=3 * N_ETA,
         condition=40.0,
-        null_directions=np.empty((0, 3 * N_ETA)),
         pulls=rng.normal(size=200),
         bins=np.arange(200),
         mean_k=np.full(N_ETA, 0.16),

@@ -1,0 +1,102 @@
+"""The smooth background under a peak for the template fit: exponential, fitted in groups of neighbouring 4D bins.
+
+Bins of a template fit have few events each. Groups of the same asymmetry and pT in a block of eta have enough to fit
+an exponential beside the simulated peak, which gives the purity in every mass bin. In the template fit itself
+amount and slope are free again, bin by bin, about this start, so no bound on them is needed.
+"""
+
+import numpy as np
+
+from musclecal.fits.templates import MUON_SHIFTS
+from musclecal.records import Floats, Ints, TemplateHistogram
+
+__all__ = ["expected_purity"]
+
+_ETA_BLOCKS = 6
+_STEPS = 25
+_SLOPE_PRIOR = 1.0
+_LEAST_PURITY = 1e-3
+
+
+def _groups(histogram: TemplateHistogram) -> tuple[Ints, int]:
+    """Number of the group of each 4D bin, and the number of groups."""
+    binning = histogram.binning
+    plus, minus, a, p = binning.unravel(histogram.bins)
+    sum_of_eta = plus // binning.phi_sectors + minus // binning.phi_sectors
+    block = sum_of_eta * _ETA_BLOCKS // (2 * binning.n_eta)
+    n_a, n_p = binning.shape[2:]
+    return np.asarray((block * n_a + a) * n_p + p, dtype=np.int64), _ETA_BLOCKS * n_a * n_p
+
+
+def _summed(group: Ints, n_group: int, table: Floats) -> Floats:
+    """(n_group, n_mass) sums of the rows of a table."""
+    out = np.zeros((n_group, table.shape[1]))
+    np.add.at(out, group, table)
+    return out
+
+
+def expected_purity(data: TemplateHistogram, simulation: TemplateHistogram) -> Floats:
+    """(n_bin of the data, n_mass) expected share of the signal in the data.
+
+    In each group n = rho (N + x dN/dx + v dN/dv) + exp(alpha + beta z), z from -1 to 1 over the mass window, by
+    weighted least squares repeated: x a common correction of both muons, v a width, so that neither is taken for
+    background.
+    """
+    group, n_group = _groups(data)
+    n = _summed(group, n_group, data.counts)
+    sim_group, _ = _groups(simulation)
+    shift, width = MUON_SHIFTS.index("A"), MUON_SHIFTS.index("width")
+    changes = (
+        simulation.derivatives[:, :, : len(MUON_SHIFTS)] + simulation.derivatives[:, :, len(MUON_SHIFTS) :]
+    )
+    tables = (simulation.counts, changes[:, :, shift], changes[:, :, width])
+    signal = np.stack([_summed(sim_group, n_group, table) for table in tables], axis=-1)
+    return np.asarray(_fitted_purity(n, _same_shape(signal, simulation.binning.shape))[group])
+
+
+def _same_shape(signal: Floats, shape: tuple[int, int, int, int]) -> Floats:
+    """The templates with one shape for all asymmetries: in the tails a group alone has too few simulated events.
+
+    What is left of their noise would be fitted like a parameter per cell.
+    """
+    per_asymmetry = signal.reshape(_ETA_BLOCKS, shape[2], shape[3], *signal.shape[1:])
+    common = per_asymmetry.sum(axis=1, keepdims=True)
+    events = common[..., 0].sum(axis=-1)[..., None, None]
+    share = per_asymmetry[..., 0].sum(axis=-1)[..., None, None] / np.where(events > 0.0, events, 1.0)
+    return np.asarray((common * share).reshape(signal.shape))
+
+
+def _fitted_purity(n: Floats, signal: Floats) -> Floats:
+    """(n_group, n_mass) purity, with ``signal`` (n_group, n_mass, 3) the template and its two derivatives."""
+    n_group, n_mass = n.shape
+    z = np.linspace(-1.0, 1.0, n_mass)
+    total, simulated = n.sum(axis=1), signal[:, :, 0].sum(axis=1)
+    used = (total > 0.0) & (simulated > 0.0)
+    rho = np.where(used, total / np.where(simulated > 0.0, simulated, 1.0), 0.0)
+    unit = rho[:, None, None] * signal
+    alpha = np.log(np.maximum(0.05 * total / n_mass, 1e-6))
+    beta = np.zeros(n_group)
+    size = np.zeros((n_group, 3))
+    size[:, 0] = 0.95
+    prior = np.zeros(5)
+    prior[4] = 1.0 / _SLOPE_PRIOR**2
+    smallest = 1e-9 * np.eye(5)
+    for _ in range(_STEPS):
+        background = np.exp(alpha[:, None] + beta[:, None] * z)
+        expected = np.einsum("gmc,gc->gm", unit, size) + background
+        simulated_part = np.maximum(rho * size[:, 0], 0.0)[:, None] ** 2 * signal[:, :, 0]
+        weight = 1.0 / np.maximum(expected + simulated_part, 0.2)
+        columns = np.concatenate([unit, background[:, :, None], (background * z)[:, :, None]], axis=2)
+        normal = np.einsum("gmp,gm,gmq->gpq", columns, weight, columns) + np.diag(prior)
+        scale = np.sqrt(np.einsum("gpp->gp", normal)) + 1e-300
+        vector = np.einsum("gmp,gm,gm->gp", columns, weight, n - expected)
+        vector[:, 4] -= prior[4] * beta
+        scaled = normal / scale[:, :, None] / scale[:, None, :] + smallest
+        step = np.linalg.solve(scaled, (vector / scale)[:, :, None])[:, :, 0] / scale
+        size += step[:, :3]
+        alpha += np.clip(step[:, 3], -0.7, 0.7)
+        beta += np.clip(step[:, 4], -0.7, 0.7)
+    background = np.exp(alpha[:, None] + beta[:, None] * z)
+    peak = np.maximum(np.einsum("gmc,gc->gm", unit, size), 0.0)
+    purity = peak / (peak + np.maximum(background, 1e-12))
+    return np.where(used[:, None], np.clip(purity, _LEAST_PURITY, 1.0), 1.0)

@@ -1,0 +1,309 @@
+r"""The global template fit: which correction takes the data of all 4D bins to the simulation, without mass fits.
+
+In cell m of a 4D bin let n be the data, N the simulation, f the purity of the data (1 without background), rho
+the ratio of the expected signals. Given the pooled count, n is binomial, and a correction x of one of the two
+muons that takes the data to the simulation appears in the odds,
+
+.. math:: n \sim \mathrm{Binomial}(n + N, p), \qquad \ln\frac{p}{1-p} = \ln\frac{\rho}{f_m} - \sum_p f_m g_{mp} x_p
+   + \text{(yield, background, width of the bin)},
+
+g the derivative of ln(signal) by the correction. One step of this logistic regression is a weighted linear fit
+with weights (n + N) p (1 - p): simulation statistics are in it, and it is right for cells with few events, and
+with none. The bin's own parameters are eliminated exactly, and what the bin says about shifts of its two muons
+is a matrix (8, 8) and a vector (8,): A, e, M, width of mu+, then of mu-. Summed over bins, that is all that any
+closure, split or joint fit needs (`ScaleInformation`).
+
+Why it has no bias: with g made from data and simulation together, every ingredient but the labels "data" and
+"simulation" is a function of the pooled sample, and under the null hypothesis the labels are exchangeable.
+Derivatives of the simulation alone correlate with N. They are smoothed over neighbouring eta cells, along the
+diagonal where the kinematics of a pair stays the same: noise in g acts as information that is not there.
+
+The problem is linearised: correct the data with the result, fill and fit again, until nothing changes.
+
+Not for: resonances without simulation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import correlate
+
+from musclecal.binning import TemplateBinning
+from musclecal.compiled import in_order, kernel
+from musclecal.errors import InputError
+from musclecal.fits.templates import MUON_SHIFTS
+from musclecal.records import Floats, Ints, TemplateHistogram
+
+__all__ = ["BinInformation", "LogDerivatives", "bin_information", "log_derivatives", "selected"]
+
+_SMOOTHING = {"A": (0.3, 0.1), "e": (0.3, 0.1), "M": (0.3, 0.1), "width": (0.6, 0.2)}
+"""Smoothing lengths in eta: of the mean of both muons, and of half their difference."""
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class LogDerivatives:
+    """g: (n_bin, n_mass, 8) derivatives of ln(counts) in the phi-less 4D bins ``bins`` (n_bin,)."""
+
+    binning: TemplateBinning
+    bins: Ints
+    table: Floats
+
+
+def _smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
+    """(2 n + 1, 2 n + 1) weights of neighbouring (eta+, eta-) cells."""
+    width = float(np.median(np.diff(eta_edges)))
+    n = min(int(np.ceil(2.5 * along / width)), len(eta_edges))
+    d = np.arange(-n, n + 1) * width
+    mean, half = 0.5 * (d[:, None] + d[None, :]), 0.5 * (d[:, None] - d[None, :])
+    weights = np.exp(-0.5 * (mean / along) ** 2 - 0.5 * (half / across) ** 2)
+    return np.asarray(weights / weights.sum())
+
+
+def _effective(histogram: TemplateHistogram) -> Floats:
+    """(n_bin,) sum of squared weights over sum of weights of each 4D bin: what one event stands for."""
+    if histogram.variances is None:
+        return np.ones(len(histogram.bins))
+    counts = histogram.counts.sum(axis=1)
+    return np.asarray(histogram.variances.sum(axis=1) / np.where(counts > 0.0, counts, 1.0))
+
+
+def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> LogDerivatives:
+    """Derivatives of ln(counts) of both samples together, smoothed over neighbouring eta cells.
+
+    Raises
+    ------
+    InputError : other axes, or a histogram without derivatives.
+    """
+    binning = data.binning
+    if binning != simulation.binning or binning.phi_sectors != 1:
+        raise InputError("template fit: data and simulation must have the same axes, without phi sectors")
+    if not data.derivatives.size or not simulation.derivatives.size:
+        raise InputError("template fit: a histogram without derivatives")
+    bins = np.union1d(data.bins, simulation.bins)
+    n_eta, n_mass = binning.n_eta, binning.mass_bins
+    grid = (n_eta, n_eta, binning.n_bins // n_eta**2, n_mass)
+    per_event = 1.0 / _effective(simulation)
+
+    def smoothed(of_data: Floats, of_simulation: Floats, weights: Floats) -> Floats:
+        dense = np.zeros((binning.n_bins, n_mass))
+        dense[data.bins] = of_data
+        dense[simulation.bins] += of_simulation * per_event[:, None]
+        return np.asarray(correlate(dense.reshape(grid), weights, mode="constant")).reshape(-1, n_mass)[bins]
+
+    table = np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS)))
+    for name, lengths in _SMOOTHING.items():
+        weights = _smoothing_kernel(binning.eta_edges, *lengths)[:, :, None, None]
+        counts = smoothed(data.counts, simulation.counts, weights)
+        occupied = counts > 1e-6
+        for p in (MUON_SHIFTS.index(name), len(MUON_SHIFTS) + MUON_SHIFTS.index(name)):
+            change = smoothed(data.derivatives[:, :, p], simulation.derivatives[:, :, p], weights)
+            table[:, :, p] = np.where(occupied, change / np.where(occupied, counts, 1.0), 0.0)
+    return LogDerivatives(binning, bins, table)
+
+
+@kernel
+def _yield_ratio(data: Floats, simulation: Floats, purity: Floats) -> float:
+    """rho with sum(n - p (n + N)) = 0, p = rho/(rho + f): Newton in ln rho, on a function that only falls."""
+    ratio = data.sum() / simulation.sum() * purity.mean()
+    for _ in range(50):
+        excess = slope = 0.0
+        for m in range(data.size):
+            pooled = data[m] + simulation[m]
+            p = ratio / (ratio + purity[m])
+            excess += data[m] - p * pooled
+            slope += pooled * p * (1.0 - p)
+        step = min(max(excess / slope, -1.0), 1.0)
+        ratio *= np.exp(step)
+        if abs(step) < 1e-12:
+            break
+    return ratio
+
+
+@kernel
+def _project_out(work: Floats, weight: Floats, first: int, last: int) -> int:
+    """Make columns ``last`` and beyond orthogonal to the columns first .. last - 1; the number that were not empty.
+
+    A column that the ones before it describe to 1e-9 is empty.
+    """
+    used = 0
+    n_row, n_column = work.shape
+    for own in range(first, last):
+        size = 0.0
+        for m in range(n_row):
+            size += weight[m] * work[m, own] * work[m, own]
+        if not size > 0.0:
+            continue
+        used += 1
+        for c in range(own + 1, n_column):
+            overlap = 0.0
+            for m in range(n_row):
+                overlap += weight[m] * work[m, own] * work[m, c]
+            overlap /= size
+            rest = 0.0
+            whole = 0.0
+            for m in range(n_row):
+                whole += weight[m] * work[m, c] * work[m, c]
+                work[m, c] -= overlap * work[m, own]
+                rest += weight[m] * work[m, c] * work[m, c]
+            if c < last and rest < 1e-9 * whole:
+                for m in range(n_row):
+                    work[m, c] = 0.0
+    return used
+
+
+@kernel
+def _reduce_block(
+    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, row_of: Ints, first_bin: int,
+    last_bin: int, with_background: bool, own_width: bool, slope_prior: float,
+    normal: Floats, vector: Floats, chi2: Floats, ndf: Ints,
+) -> None:  # fmt: skip
+    """What each 4D bin says about its muons.
+
+    Columns of the work table, derivatives of the logarithm of the odds: yield, width of the bin, background, its
+    slope, then the 8 shifts, then the residual. Its last row holds the prior on the slope.
+    """
+    n_mass, n_shift = data.shape[1], derivatives.shape[2]
+    first_shift = 4
+    last = first_shift + n_shift
+    work = np.empty((n_mass + 1, last + 1))
+    weight = np.empty(n_mass + 1)
+    for b in range(first_bin, last_bin):
+        if not (data[b].sum() > 0.0 and simulation[b].sum() > 0.0):
+            continue
+        ratio = _yield_ratio(data[b], simulation[b], purity[b])
+        n_cell = 0
+        work[:, :] = 0.0
+        weight[:] = 0.0
+        for m in range(n_mass):
+            pooled, f = data[b, m] + simulation[b, m], purity[b, m]
+            p = ratio / (ratio + f)
+            variance = pooled * p * (1.0 - p)
+            if not variance > 0.0:
+                continue
+            n_cell += 1
+            # Of the pooled sample, a part (1 - f) p is background, which does not move with the signal.
+            g = derivatives[row_of[b], m] * f / (1.0 - (1.0 - f) * p)
+            weight[m] = variance
+            work[m, 0] = 1.0
+            if own_width:
+                work[m, 1] = g[3] + g[n_shift // 2 + 3]
+            if with_background:
+                work[m, 2] = 1.0 - f
+                work[m, 3] = (1.0 - f) * (2.0 * m / (n_mass - 1.0) - 1.0)
+            work[m, first_shift:last] = g
+            work[m, last] = (p * pooled - data[b, m]) / variance
+        if with_background:
+            weight[n_mass] = 1.0 / slope_prior**2
+            work[n_mass, 3] = 1.0
+            n_cell += 1
+        ndf[b] = n_cell - _project_out(work, weight, 0, first_shift)
+        for m in range(n_mass + 1):
+            r = work[m, last]
+            chi2[b] += weight[m] * r * r
+            for p in range(n_shift):
+                weighted = weight[m] * work[m, first_shift + p]
+                vector[b, p] += weighted * r
+                for q in range(p + 1):
+                    normal[b, p, q] += weighted * work[m, first_shift + q]
+        for p in range(n_shift):
+            for q in range(p):
+                normal[b, q, p] = normal[b, p, q]
+
+
+@dataclass(frozen=True)
+class BinInformation:
+    """What every 4D bin says about corrections of its two muons, its own yield (background, width) eliminated.
+
+    Attributes
+    ----------
+    binning : the axes. bins : (n_bin,) 4D bin numbers with data and simulation.
+    normal : (n_bin, 8, 8), vector : (n_bin, 8): chi2(x) = chi2 - 2 vector . x + x . normal . x, with x the correction
+        still to be applied (A, e in GeV, M in 1/GeV, additional variance of ln k) of mu+, then of mu-.
+    chi2, ndf : (n_bin,) at x = 0.
+    events : (n_bin,) data. events_selected : data inside binning and window, used or not.
+    mean_k : (n_bin, 2) of the data, 1/GeV.
+    """
+
+    binning: TemplateBinning
+    bins: Ints
+    normal: Floats
+    vector: Floats
+    chi2: Floats
+    ndf: Ints
+    events: Floats
+    events_selected: float
+    mean_k: Floats
+
+
+def _rows_of(wanted: Ints, histogram: TemplateHistogram, table: Floats) -> Floats:
+    """Rows of ``table`` for the 4D bins ``wanted``, zero where the histogram is empty."""
+    out = np.zeros((len(wanted), *table.shape[1:]))
+    there = np.isin(wanted, histogram.bins)
+    out[there] = table[np.searchsorted(histogram.bins, wanted[there])]
+    return out
+
+
+def bin_information(
+    data: TemplateHistogram,
+    simulation: TemplateHistogram,
+    derivatives: LogDerivatives,
+    *,
+    purity: Floats | None = None,
+    own_width: bool = False,
+    slope_prior: float = 0.5,
+    threads: int | None = None,
+) -> BinInformation:
+    """Reduce all 4D bins to what they say about their muons.
+
+    Parameters
+    ----------
+    data, simulation : same axes; with phi sectors the derivatives are those of all sectors together.
+    purity : (n_bin of the data, n_mass) expected share of signal in the data
+        (`musclecal.fits.template_background`); amount
+        and slope of the background are free in every bin. None: there is no background.
+    own_width : every 4D bin has a width of its own, instead of a width per eta bin.
+    slope_prior : relative change of the background from the middle to the end of the window, one sigma.
+
+    Raises
+    ------
+    InputError : other axes, or no 4D bin with both data and simulation.
+    """
+    binning = data.binning
+    if binning != simulation.binning:
+        raise InputError("template fit: data and simulation have different axes")
+    bins = np.intersect1d(data.bins, simulation.bins)
+    row_of = np.searchsorted(derivatives.bins, binning.without_phi(bins))
+    n, sim = _rows_of(bins, data, data.counts), _rows_of(bins, simulation, simulation.counts)
+    pure = np.ones_like(n) if purity is None else _rows_of(bins, data, purity)
+    sim /= np.maximum(_rows_of(bins, simulation, _effective(simulation)[:, None]), 1e-300)
+    n_shift = derivatives.table.shape[2]
+    normal, vector = np.zeros((len(bins), n_shift, n_shift)), np.zeros((len(bins), n_shift))
+    chi2, ndf = np.zeros(len(bins)), np.zeros(len(bins), dtype=np.int64)
+
+    def reduce_block(first: int) -> None:
+        _reduce_block(
+            n, sim, pure, derivatives.table, row_of, first, min(first + _BLOCK, len(bins)), purity is not None,
+            own_width, slope_prior, normal, vector, chi2, ndf,
+        )  # fmt: skip
+
+    for _ in in_order(reduce_block, range(0, len(bins), _BLOCK), threads):
+        pass
+    used = ndf > 0
+    if not np.any(used):
+        raise InputError("template fit: no 4D bin has both data and simulation")
+    return BinInformation(
+        binning, bins[used], normal[used], vector[used], chi2[used], ndf[used], n.sum(axis=1)[used],
+        float(data.counts.sum()), _rows_of(bins, data, data.mean_k)[used],
+    )  # fmt: skip
+
+
+def selected(information: BinInformation, which: NDArray[np.bool_]) -> BinInformation:
+    """Some of the 4D bins; the events of the others no longer count as selected."""
+    lost = float(information.events[~which].sum())
+    i = information
+    return BinInformation(
+        i.binning, i.bins[which], i.normal[which], i.vector[which], i.chi2[which], i.ndf[which], i.events[which],
+        i.events_selected - lost, i.mean_k[which],
+    )  # fmt: skip
