@@ -19,11 +19,15 @@ from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, ScaleInformation
 
 __all__ = [
+    "Design",
+    "EtaSolution",
     "InformationSolution",
     "eta_design",
     "harmonic_design",
+    "region_design",
     "scale_information",
     "sector_design",
+    "solve_eta_bins",
     "solve_information",
 ]
 
@@ -80,6 +84,13 @@ def _regions(information: ScaleInformation) -> tuple[int, int]:
     return len(information.eta_edges) - 1, information.phi_sectors
 
 
+def region_design(
+    information: ScaleInformation, name: str, of_region: Floats, labels: Sequence[str]
+) -> Design:
+    """Any function of the region: the shift ``name`` of a muon is ``of_region`` (n_region, n_par) times parameters."""
+    return Design(tuple(labels), _of_shift(information, name, of_region))
+
+
 def _of_shift(information: ScaleInformation, name: str, of_region: Floats) -> Floats:
     """(4 n_region, n_par) design of one shift from (n_region, n_par)."""
     n_eta, sectors = _regions(information)
@@ -130,7 +141,7 @@ def harmonic_design(
     bins = [f"[{low:g}, {high:g}]" for low, high in pairwise(edges)]
     where = bins if per_eta else [""]
     labels = tuple(f"{name} {wave}({harmonic} phi){w}" for w in where for wave in ("cos", "sin"))
-    return Design(labels, _of_shift(information, name, of_region))
+    return region_design(information, name, of_region, labels)
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,52 @@ def solve_information(information: ScaleInformation, *designs: Design) -> Inform
     )  # fmt: skip
 
 
-def fitted_names(parameters: Sequence[str], *, widths: bool) -> tuple[str, ...]:
-    """The shifts of an eta bin that are fitted: those of A, e, M in ``parameters``, and the width."""
-    return tuple(name for name in PARAMETERS if name in parameters) + (("width",) if widths else ())
+@dataclass(frozen=True)
+class EtaSolution:
+    """Some of A, e, M per eta bin, the widths marginalised.
+
+    Attributes
+    ----------
+    parameter_names : of A, e, M in this order.
+    values : (n_eta, n_fitted). covariance : (n_eta n_fitted, ...), parameters of an eta bin together.
+    extra_variance, extra_variance_error : (n_eta,) variance of ln k that the data lack (negative: have too much); (0,)
+        where every 4D bin had a width of its own.
+    chi2, ndf, p_value : of the template fit. condition : of the normal matrix scaled to unit diagonal.
+    """
+
+    parameter_names: tuple[str, ...]
+    values: Floats
+    covariance: Floats
+    extra_variance: Floats
+    extra_variance_error: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+    condition: float
+
+
+def solve_eta_bins(information: ScaleInformation, parameters: Sequence[str]) -> EtaSolution:
+    """Fit some of A, e, M and the width per eta bin.
+
+    Raises
+    ------
+    InputError : parameters that the sample does not fix.
+    """
+    names = tuple(name for name in PARAMETERS if name in parameters)
+    widths = eta_design(information, ("width",))
+    if not np.any(information.normal @ widths.matrix):
+        widths = Design((), np.zeros((len(information.vector), 0)))
+    solution = solve_information(information, eta_design(information, names), widths)
+    n_scale = (len(information.eta_edges) - 1) * len(names)
+    scale = solution.only(range(n_scale))
+    return EtaSolution(
+        parameter_names=names,
+        values=scale.values.reshape(-1, len(names)),
+        covariance=scale.covariance,
+        extra_variance=solution.values[n_scale:],
+        extra_variance_error=np.sqrt(np.diagonal(solution.covariance)[n_scale:]),
+        chi2=solution.chi2,
+        ndf=solution.ndf,
+        p_value=solution.p_value,
+        condition=solution.condition,
+    )

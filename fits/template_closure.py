@@ -290,6 +290,9 @@ def bin_information(
 
     for _ in in_order(reduce_block, range(0, len(bins), _BLOCK), threads):
         pass
+    if own_width:
+        of_width = [p for p in range(n_shift) if MUON_SHIFTS[p % len(MUON_SHIFTS)] == "width"]
+        normal[:, of_width] = normal[:, :, of_width] = vector[:, of_width] = 0.0
     used = ndf > 0
     if not np.any(used):
         raise InputError("template fit: no 4D bin has both data and simulation")

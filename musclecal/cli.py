@@ -198,21 +198,46 @@ for _name, _description, _show in (
 @click.option(
     "--resonance", "name", help="Z, Y1S, Jpsi (one more pass), ... [default: all that the campaign has]"
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["template", "scalar"]),
+    help="One template fit of all cells, or mass fits of 4D bins. [default: from the campaign file]",
+)
+@click.option("--uncorrected", is_flag=True, help="Look at the data as they are, without any correction.")
+@click.option(
+    "--calibration",
+    "given",
+    type=click.Path(path_type=Path),
+    help="Close this correction instead: an export folder, a correctionlib file, or JSON with eta_edges, A, e, M.",
+)
+@click.option("--splits", is_flag=True, help="Also close parts: phi, runs, charge order, pT asymmetry.")
 @_campaign_option
 @_json_option
 @_force_option
 @_explained
-def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
+def closure(
+    name: str | None,
+    engine: str | None,
+    uncorrected: bool,
+    given: Path | None,
+    splits: bool,
+    path: Path,
+    as_json: bool,
+    force: bool,
+) -> None:
     """Residual A and M (1/GeV) per eta bin that a resonance sees after the calibration.
 
     Exit code 3 if a gated closure fails.
     """
-    from musclecal.report import closure_table, closure_text
+    from musclecal.campaign import UNCORRECTED
+    from musclecal.report import closure_table, closure_text, splits_table, splits_text
     from musclecal.resonances import resonance
 
     campaign, progress = _open(path)
     if name is not None:
         resonance(name)
+    if uncorrected and given is not None:
+        raise InputError("--uncorrected and --calibration exclude each other")
     names = campaign.closures if name is None else (name,)
     if not names:
         raise InputError(
@@ -220,14 +245,22 @@ def closure(name: str | None, path: Path, as_json: bool, force: bool) -> None:
         )
     if as_json and len(names) > 1:
         raise InputError("--json gives one closure: choose it with --resonance")
-    _run(progress, [campaign.closure_task(n) for n in names], force)
+    applied = UNCORRECTED if uncorrected else None if given is None else campaign.given_correction(given)
+    tasks = [campaign.closure_task(n, applied=applied, engine=engine) for n in names]
+    if splits:
+        tasks += [campaign.splits_task(n, applied=applied) for n in names]
+    _run(progress, tasks, force)
     for n in names:
-        result = campaign.closure(n)
+        result = campaign.closure(n, applied=applied, engine=engine)
+        parts = campaign.splits(n, applied=applied) if splits else None
         if as_json:
-            _echo_json(closure_table(result))
+            _echo_json(closure_table(result) | ({} if parts is None else {"splits": splits_table(parts)}))
         else:
             click.echo(closure_text(result))
-    campaign.check_gates(names)
+            if parts is not None:
+                click.echo(splits_text(parts))
+    if applied is None:
+        campaign.check_closure_gates(names, engine)
 
 
 @main.command()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from musclecal.binning import Binning, equal_eta_edges
+from musclecal.binning import Binning, TemplateBinning, equal_eta_edges
 from musclecal.columns import FlatColumns
 from musclecal.errors import InputError
 from musclecal.resonances import Resonance, resonance, resonance_names
@@ -18,10 +18,12 @@ from musclecal.selection import names_needed
 __all__ = [
     "BinningConfig",
     "CampaignConfig",
+    "ClosureConfig",
     "GateConfig",
     "ResonanceConfig",
     "SampleConfig",
     "SimulateConfig",
+    "TemplateConfig",
     "load_campaign",
 ]
 
@@ -43,6 +45,8 @@ class CampaignSection(_Table):
     """1: calibrate once; 2: calibrate the corrected events once more."""
     resonance: str = "Jpsi"
     """What is calibrated on."""
+    engine: Literal["mass-fits", "template"] = "mass-fits"
+    """How A, e, M are extracted."""
     chunk_events: Annotated[int, Field(ge=1000)] = 500_000
 
 
@@ -59,6 +63,19 @@ class BinningConfig(_Table):
         if self.eta_edges is not None:
             return self.eta_edges
         return equal_eta_edges(self.eta_bins, self.eta_max)
+
+
+class TemplateConfig(_Table):
+    """[resonances.NAME.template]: axes of the template fit."""
+
+    asymmetry_edges: tuple[float, ...] | None = None
+    pt_edges: tuple[float, ...] | None = None
+    """GeV, of the mean pT of the pair."""
+    mass_bins: Annotated[int, Field(ge=4)] | None = None
+    step: Annotated[float, Field(gt=0.0, lt=0.1)] | None = None
+    """Relative shift of the curvature for derivatives."""
+    widths: Literal["eta", "bin"] = "eta"
+    """Fit a width per eta bin, or leave it free in every 4D bin."""
 
 
 class ResonanceConfig(_Table):
@@ -78,12 +95,25 @@ class ResonanceConfig(_Table):
     """Give the simulation the pT spectrum of the data inside the 4D bins."""
     closure_parameters: tuple[Literal["A", "e", "M"], ...] = ("A", "M")
     """What the closure fits. A alone where the sample is too small to say anything about M."""
+    template: TemplateConfig = TemplateConfig()
 
     @model_validator(mode="after")
     def _closure_fits_a(self) -> "ResonanceConfig":
         if "A" not in self.closure_parameters:
             raise ValueError("closure_parameters: must contain A")
         return self
+
+
+class ClosureConfig(_Table):
+    """[closure]"""
+
+    engine: Literal["template", "scalar"] = "template"
+    """template: one fit of all cells at once; scalar: mass fits of 4D bins (always so with reference = "fast")."""
+    phi_sectors: Annotated[int, Field(ge=4, le=64)] = 12
+    harmonics: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
+    """Waves in phi that are tested."""
+    run_edges: tuple[int, ...] = ()
+    """Run numbers at which the data are split; the last range ends before the last number."""
 
 
 class SimulateConfig(_Table):
@@ -113,6 +143,8 @@ class SimulateConfig(_Table):
     eta_amplitude: float = 0.0
     eta_period: Positive = 1.0
     eta_pt_min: float = 20.0
+    run: Annotated[int, Field(ge=1)] = 1
+    """Run number of the events."""
     generator: Literal["builtin", "pythia8"] = "builtin"
     format: Literal["parquet", "root"] = "parquet"
 
@@ -156,8 +188,8 @@ class GateConfig(_Table):
     """How much the last pass may change the calibration: chi2 per parameter."""
     closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     """Of the residual, with the calibration's own uncertainty in the covariance."""
-    closure_resonances: tuple[str, ...] = ("Y1S",)
-    """Which closures are gated. The scalar engine has a known bias of 1e-4 at the Z."""
+    closure_resonances: tuple[str, ...] = ("Y1S", "Z")
+    """Which closures are gated. The scalar engine, with a known bias of 1e-4 at the Z, is not gated there."""
 
 
 class CampaignConfig(_Table):
@@ -167,6 +199,7 @@ class CampaignConfig(_Table):
     binning: BinningConfig = BinningConfig()
     resonances: dict[str, ResonanceConfig] = {}
     samples: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], SampleConfig]
+    closure: ClosureConfig = ClosureConfig()
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="after")
@@ -187,6 +220,7 @@ class CampaignConfig(_Table):
         """Edges and windows make a binning, so that a wrong one is found before hours of reading."""
         try:
             self.binning_of(name, self.resonance(name).pt_edges)
+            self.template_binning(name)
         except InputError as error:
             table = "binning" if str(error).startswith("eta_edges") else f"resonances.{name}"
             raise ValueError(f"{table}.{error}") from None
@@ -204,12 +238,29 @@ class CampaignConfig(_Table):
         changes = {key: getattr(table, key) for key in names if getattr(table, key) is not None}
         if table.pt_edges is None and table.muon_pt is not None:
             changes["pt_edges"] = table.muon_pt
+        axes = {key: value for key, value in table.template if key != "widths" and value is not None}
+        changes["template"] = replace(resonance(name).template, **axes)
         return replace(resonance(name), **changes)
 
     def binning_of(self, name: str, pt_edges: tuple[float, ...]) -> Binning:
         """The 4D binning of a resonance."""
         r = self.resonance(name)
         return Binning(self.binning.edges, pt_edges, r.mass_window, r.mass_bins, r.line.mass, r.pt_scaled)
+
+    def template_binning(self, name: str, phi_sectors: int = 1) -> TemplateBinning:
+        """The axes of the template fit of a resonance."""
+        r = self.resonance(name)
+        axes = r.template
+        return TemplateBinning(
+            eta_edges=self.binning.edges,
+            asymmetry_edges=axes.asymmetry_edges,
+            pt_edges=axes.pt_edges,
+            muon_pt=(r.pt_edges[0], r.pt_edges[-1]),
+            mass_window=r.mass_window,
+            mass_bins=axes.mass_bins,
+            mass_reference=r.line.mass,
+            phi_sectors=phi_sectors,
+        )
 
     def samples_of(self, name: str, kind: str) -> dict[str, SampleConfig]:
         """Samples of one resonance and kind, by name."""

@@ -8,7 +8,7 @@ from musclecal.campaign import Campaign
 from musclecal.errors import InputError
 from musclecal.fits.mass_fits import signal_model
 from musclecal.records import MassFits
-from musclecal.validation import plots
+from musclecal.validation import closure_plots, plots
 
 __all__ = ["draw_mass_fit", "write_figures"]
 
@@ -52,6 +52,19 @@ def draw_mass_fit(
     plots.plot_mass_fit(spectrum, path, title=f"{campaign.config.resonance(resonance).label}: {title}")
 
 
+def _draw_template_closure(campaign: Campaign, name: str, folder: Path) -> None:
+    """Masses of data and simulation, and the parts of the sample."""
+    task = campaign.template_task(
+        name, campaign.calibrated_muons(), campaign.config.settings(name).closure_parameters
+    )
+    data, simulation = campaign.template_histograms(name, task)
+    label = campaign.config.resonance(name).label
+    closure_plots.plot_masses(
+        data, simulation, folder / f"mass_{name}.png", title=f"{label}: calibrated muons"
+    )
+    closure_plots.plot_splits(campaign.splits(name), folder / f"splits_{name}.png")
+
+
 def write_figures(campaign: Campaign, folder: Path) -> None:
     """All figures of a finished campaign."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +81,10 @@ def write_figures(campaign: Campaign, folder: Path) -> None:
         closures.append(campaign.closure(name))
         before.append(campaign.closure(name, corrected=False))
         plots.plot_closure(closures[-1], folder / f"closure_{name}.png", calibration)
-        draw_mass_fit(campaign, name, campaign.last_pass + 1, None, folder / f"mass_{name}.png")
+        if closures[-1].engine == "scalar":
+            draw_mass_fit(campaign, name, campaign.last_pass + 1, None, folder / f"mass_{name}.png")
+        else:
+            _draw_template_closure(campaign, name, folder)
     if closures:
         fits = campaign.mass_fits(campaign.calibrated, campaign.last_pass)
         spectrum = _spectrum(campaign, fits, campaign.last_pass, None)

@@ -191,4 +191,4 @@ def simulate_with_pythia(
     """
     pdgids = _pdgids(settings)
     pythia = _pythia(pdgids, settings.fsr, int(stream_of(seed, _SEED_STREAM).integers(1, _LARGEST_SEED)))
-    return in_chunks(_blocks(pythia, pdgids, settings, seed), n_events, chunk_events)
+    return in_chunks(_blocks(pythia, pdgids, settings, seed), n_events, chunk_events, settings.run)

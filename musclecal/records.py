@@ -17,6 +17,7 @@ from musclecal.kinematics import pair_masses
 __all__ = [
     "BinFits",
     "Closure",
+    "ClosureSplits",
     "CutFlow",
     "DimuonEvents",
     "Floats",
@@ -27,6 +28,9 @@ __all__ = [
     "ScaleCalibration",
     "ScaleInformation",
     "ScaleParameters",
+    "ScaleWithCovariance",
+    "SplitTest",
+    "TemplateFit",
     "TemplateHistogram",
 ]
 
@@ -330,12 +334,18 @@ class ScaleParameters:
 
 
 @dataclass(frozen=True)
-class ScaleCalibration(ScaleParameters):
+class ScaleWithCovariance(ScaleParameters):
+    """A correction and its ``covariance`` (3 n_eta, 3 n_eta), order A0, e0, M0, A1, ..."""
+
+    covariance: Floats
+
+
+@dataclass(frozen=True)
+class ScaleCalibration(ScaleWithCovariance):
     """The fitted correction, to be applied to measured muons.
 
     Attributes
     ----------
-    covariance : (3 n_eta, 3 n_eta), order A0, e0, M0, A1, ...
     chi2, ndf, p_value : of the fit to the 4D mass scales (its last pass).
     rank, condition : of the normal equations scaled to unit diagonal.
     pulls : (n_bin,) of the last pass; bins : (n_bin,) their 4D bin numbers.
@@ -344,7 +354,6 @@ class ScaleCalibration(ScaleParameters):
     passes : number of passes; residual_chi2 : chi2 of the last pass' change, over 3 n_eta (None after one pass).
     """
 
-    covariance: Floats
     chi2: float
     ndf: int
     p_value: float
@@ -434,3 +443,60 @@ class Closure:
     def s_quoted(self) -> float | None:
         """max(1, s)."""
         return None if self.s is None else max(1.0, self.s)
+
+
+@dataclass(frozen=True)
+class TemplateFit:
+    """The template fit of a resonance, linearised where nothing changes any more.
+
+    Attributes
+    ----------
+    information : about the muons corrected by ``point`` on top of what was applied before.
+    point : the correction found in all passes but the last. passes : how many there were.
+    last_change : chi2 per parameter of what the last pass changed.
+    """
+
+    information: ScaleInformation
+    point: ScaleParameters
+    passes: int
+    last_change: float
+
+
+@dataclass(frozen=True)
+class SplitTest:
+    """Whether parts of a sample need the same correction.
+
+    Attributes
+    ----------
+    name : of the test. parts : (n_part,) names. parameter_names : (n_par,).
+    values : (n_part, n_par) correction of the part, or its difference to the whole, as the test says.
+    errors : (n_part, n_par) from the closure sample alone.
+    chi2, ndf, p_value : of all parts being alike.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    parameter_names: tuple[str, ...]
+    values: Floats
+    errors: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class ClosureSplits:
+    """All split tests of a resonance."""
+
+    resonance: str
+    tests: tuple[SplitTest, ...]
+
+    @property
+    def worst(self) -> SplitTest:
+        """The test with the smallest p-value."""
+        return min(self.tests, key=lambda test: test.p_value)
+
+    @property
+    def p_value(self) -> float:
+        """Probability that the smallest of so many independent p-values is that small or smaller (Sidak)."""
+        return float(-np.expm1(len(self.tests) * np.log1p(-min(self.worst.p_value, 1.0 - 1e-15))))

@@ -9,7 +9,14 @@ from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
 from musclecal.figures import write_figures
 from musclecal.fits.likelihood import FitStatus
-from musclecal.records import Closure, MassFits, MassHistogram, ScaleCalibration, ScaleParameters
+from musclecal.records import (
+    Closure,
+    ClosureSplits,
+    MassFits,
+    MassHistogram,
+    ScaleCalibration,
+    ScaleParameters,
+)
 from musclecal.scale import relative_correction
 from musclecal.selection import format_cut_flow
 from musclecal.store import load
@@ -28,6 +35,8 @@ __all__ = [
     "fit_text",
     "inclusive_text",
     "report_task",
+    "splits_table",
+    "splits_text",
     "summary",
 ]
 
@@ -204,7 +213,7 @@ def closure_text(closure: Closure) -> str:
     error = np.sqrt(np.diag(c.covariance)).reshape(-1, n_fit)
     total = np.sqrt(np.diag(c.covariance + c.calibration_covariance)).reshape(-1, n_fit)
     units = {"A": (1e-5, "A [1e-5]"), "e": (1e-3, "e [MeV]"), "M": (1e-6, "M [1e-6/GeV]")}
-    what = "residual correction" if c.s is not None else "correction needed, uncorrected"
+    what = "residual correction" if c.s is not None else "correction needed, as no calibration was applied"
     lines = [f"{c.resonance}: {what} (+- closure sample, all)"]
     lines.append("eta bin          " + "".join(f"{units[name][1]:>28}" for name in c.parameter_names))
     for n in range(len(c.values)):
@@ -219,8 +228,47 @@ def closure_text(closure: Closure) -> str:
         f"chi2 {c.chi2:.1f}/{c.ndf} with the calibration's uncertainty, p = {c.p_value:.2g}{scale}\n"
         f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} (closure sample), "
         f"{1e5 * all_error:.1f} (all) e-5; "
-        f"fit of the 4D scales chi2 {c.fit_chi2:.0f}/{c.fit_ndf}; "
+        f"fit chi2 {c.fit_chi2:.0f}/{c.fit_ndf} = {c.fit_chi2 / max(c.fit_ndf, 1):.3f}; "
         f"{100 * c.events_fraction:.1f} % of the selected events used ({c.engine})"
+    )
+    return "\n".join(lines)
+
+
+def splits_table(splits: ClosureSplits) -> dict[str, object]:
+    """The split tests as plain numbers."""
+    tests = [
+        {
+            "name": test.name,
+            "parts": list(test.parts),
+            "parameters": list(test.parameter_names),
+            "values": test.values.tolist(),
+            "errors": test.errors.tolist(),
+            "chi2": test.chi2,
+            "ndf": test.ndf,
+            "p_value": test.p_value,
+        }
+        for test in splits.tests
+    ]
+    return {"tests": tests, "p_value": splits.p_value}
+
+
+def splits_text(splits: ClosureSplits) -> str:
+    """One line per split test, its parts below where they differ, and the verdict of all together."""
+    lines = [f"{splits.resonance}: are parts of the sample alike? (A in 1e-5, M in 1e-6/GeV)"]
+    units = {"A": 1e-5, "M": 1e-6}
+    for test in splits.tests:
+        lines.append(f"  {test.name:<18} chi2 {test.chi2:7.1f}/{test.ndf:<4d} p = {test.p_value:.2g}")
+        if test.p_value > 0.01 and len(test.parts) > 2:
+            continue
+        for part, values, errors in zip(test.parts, test.values, test.errors, strict=True):
+            numbers = (
+                f"{name} {value / units[name]:+8.2f} +- {error / units[name]:5.2f}"
+                for name, value, error in zip(test.parameter_names, values, errors, strict=True)
+            )
+            lines.append(f"    {part:<24} {'  '.join(numbers)}")
+    lines.append(
+        f"smallest p-value {splits.worst.p_value:.2g} ({splits.worst.name}); among {len(splits.tests)} tests one "
+        f"that small has a probability of {splits.p_value:.2g}"
     )
     return "\n".join(lines)
 
@@ -243,12 +291,15 @@ def summary(campaign: Campaign) -> str:
     for name in campaign.closures:
         before, after = campaign.closure(name, corrected=False), campaign.closure(name)
         mean, error, _ = mean_residual(before)
-        parts.append(cut_flow_text(campaign, name, campaign.last_pass + 1))
         parts.append(
             closure_text(after)
             + f"\nbefore the calibration: mean A {1e5 * mean:+.1f} +- {1e5 * error:.1f} e-5, "
-            f"chi2 {before.chi2:.1f}/{before.ndf}\n{inclusive_text(campaign, name)}"
+            f"chi2 {before.chi2:.1f}/{before.ndf}"
         )
+        if after.engine == "scalar":
+            parts += [inclusive_text(campaign, name), cut_flow_text(campaign, name, campaign.last_pass + 1)]
+        else:
+            parts.append(splits_text(campaign.splits(name)))
     parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")
     return "\n\n".join(parts) + "\n"
 
@@ -258,6 +309,8 @@ def report_task(campaign: Campaign) -> Task:
     after = [campaign.export_task(), campaign.extract_task(0)]
     for name in campaign.closures:
         after += [campaign.closure_task(name), campaign.closure_task(name, corrected=False)]
+        if campaign.engine_of(name) == "template":
+            after.append(campaign.splits_task(name))
     output = campaign.output / "report.txt"
     run = partial(_write_report, campaign, output)
     return Task("report", "report", output, run, {}, campaign.truth_files(), tuple(after))

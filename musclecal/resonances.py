@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from musclecal.errors import InputError
 
-__all__ = ["Line", "Resonance", "Spectrum", "resonance", "resonance_names"]
+__all__ = ["Line", "Resonance", "Spectrum", "TemplateAxes", "resonance", "resonance_names"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class TemplateAxes:
+    """Axes of the template fit (`musclecal.binning.TemplateBinning`).
+
+    Attributes
+    ----------
+    asymmetry_edges : of (pT+ - pT-)/(pT+ + pT-). pt_edges : GeV, of the mean pT, times m_ref/m.
+    mass_bins : equal bins of the mass window.
+    step : relative shift of the curvature for derivatives, about half of the mass resolution.
+    """
+
+    asymmetry_edges: tuple[float, ...]
+    pt_edges: tuple[float, ...]
+    mass_bins: int
+    step: float
+
+
+@dataclass(frozen=True)
 class Resonance:
     """A calibration resonance and its defaults.
 
@@ -50,6 +67,7 @@ class Resonance:
     min_events : a 4D bin with fewer is not fitted; more where the background is large.
     mass_window : GeV. mass_bins : number of bins, uniform in ln m. pt_edges : GeV.
     pt_scaled : bin in pT m_ref/m instead of pT (invariant under a common scale; physics.md "The Z").
+    template : axes of the template fit.
     """
 
     name: str
@@ -64,6 +82,9 @@ class Resonance:
     min_events: int = 50
     background: str = "exponential"
     pt_scaled: bool = False
+    template: TemplateAxes = TemplateAxes(
+        (-1.0, -0.35, -0.15, 0.0, 0.15, 0.35, 1.0), (0.0, 5.2, 6.2, 7.5, 10.0, 1000.0), 40, 0.006
+    )
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -131,6 +152,7 @@ def _table() -> Mapping[str, Resonance]:
             model="generator-template",
             background="none",
             pt_scaled=True,
+            template=TemplateAxes((-1.0, -0.2, -0.1, 0.0, 0.1, 0.2, 1.0), (0.0, 1000.0), 32, 0.01),
         ),
     )
     return MappingProxyType({entry.name: entry for entry in entries})

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from musclecal.apply import correct
-from musclecal.binning import Binning
 from musclecal.config import SampleConfig, SimulateConfig
 from musclecal.errors import InputError
 from musclecal.events import read_dimuons
@@ -17,9 +15,19 @@ from musclecal.resonances import Resonance
 from musclecal.selection import Cuts, names_needed, select
 from musclecal.simulate import MisModel, ResolutionModel, SimulationSettings, default_resolution
 
-__all__ = ["Source", "read_resolution", "read_scale", "simulation_settings", "write_scale"]
+__all__ = [
+    "Correction",
+    "Progress",
+    "Source",
+    "read_resolution",
+    "read_scale",
+    "simulation_settings",
+    "write_scale",
+]
 
 Progress = Callable[[int, int | None], None]
+Correction = Callable[[DimuonEvents], DimuonEvents]
+"""Gives the events with other momenta."""
 
 
 def _read_per_eta(path: Path, names: tuple[str, ...]) -> list[Floats]:
@@ -110,6 +118,7 @@ def simulation_settings(
         fsr=table.fsr,
         background=table.background,
         background_slope=table.background_slope,
+        run=table.run,
         spectrum=replace(spectrum, **{key: value for key, value in changes.items() if value is not None}),
     )
 
@@ -121,28 +130,30 @@ class Source:
     Attributes
     ----------
     samples : configuration and files of each sample, by name.
-    binning : gives the eta range and, for data, the mass window of the cuts.
-    scale : applied to the events before the cuts, or None.
+    eta_range : (low, high) of both muons.
+    muon_pt : (low, high), GeV, of both muons; None does not cut.
+    mass_window : (low, high), GeV, of data; simulation is never cut on its measured mass. None does not cut.
+    corrections : applied to the events, in this order, before the cuts.
     """
 
     samples: Mapping[str, tuple[SampleConfig, tuple[str, ...]]]
-    binning: Binning
-    scale: ScaleParameters | None = None
+    eta_range: tuple[float, float]
+    muon_pt: tuple[float, float] | None = None
+    mass_window: tuple[float, float] | None = None
+    corrections: tuple[Correction, ...] = ()
     chunk_events: int = 500_000
     generator: bool = False
     progress: Progress | None = None
-    loose_pt: bool = False
     flows: dict[str, CutFlow] = field(default_factory=dict)
 
     def _cuts(self, sample: SampleConfig) -> Cuts:
-        b = self.binning
-        pt_range = (None, None) if b.pt_scaled or self.loose_pt else (b.pt_edges[0], b.pt_edges[-1])
+        low, high = self.muon_pt or (None, None)
         return Cuts(
-            muon_pt_min=pt_range[0],
-            muon_pt_max=pt_range[1],
-            eta_min=b.eta_edges[0],
-            eta_max=b.eta_edges[-1],
-            mass_window=None if sample.kind == "simulation" else b.mass_window,
+            muon_pt_min=low,
+            muon_pt_max=high,
+            eta_min=self.eta_range[0],
+            eta_max=self.eta_range[1],
+            mass_window=None if sample.kind == "simulation" else self.mass_window,
             expressions=sample.cuts,
         )
 
@@ -151,8 +162,8 @@ class Source:
         for name, (sample, files) in self.samples.items():
             cuts = self._cuts(sample)
             for events, read in self._read(sample, files):
-                if self.scale is not None:
-                    events = correct(events, self.scale)
+                for correction in self.corrections:
+                    events = correction(events)
                 selected, cut = select(events, cuts)
                 self.flows[name] = self.flows.get(name, CutFlow()) + read.then(cut)
                 yield selected

@@ -110,6 +110,7 @@ class SimulationSettings:
     background : fraction of background in the accepted events; background_slope : 1/GeV, of exp(-slope m).
     resolution, truth, mismodel : what the detector does; ``truth`` is the correction that would undo its bias.
     spectrum : overrides that of the resonance.
+    run : number that all events get.
     """
 
     resonance: Resonance
@@ -123,6 +124,7 @@ class SimulationSettings:
     background: float = 0.0
     background_slope: float = 1.0
     spectrum: Spectrum | None = None
+    run: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.background < 1.0:
@@ -499,7 +501,7 @@ def _background_probability(settings: SimulationSettings, seed: int) -> float:
     return odds / (1.0 + odds)
 
 
-def _as_events(rows: Floats, first: int) -> DimuonEvents:
+def _as_events(rows: Floats, first: int, run: int) -> DimuonEvents:
     columns = np.ascontiguousarray(rows.T)
     number = np.arange(first, first + len(rows), dtype=np.int64)
     return DimuonEvents(
@@ -507,7 +509,7 @@ def _as_events(rows: Floats, first: int) -> DimuonEvents:
         minus=Muons(columns[4], columns[5], columns[6]),
         gen_plus=Muons(columns[3], columns[1], columns[2]),
         gen_minus=Muons(columns[7], columns[5], columns[6]),
-        run=np.ones(len(rows), dtype=np.int64),
+        run=np.full(len(rows), run, dtype=np.int64),
         lumi=1 + number // 10_000,
         event=number,
         extra={"is_background": columns[8]},
@@ -532,10 +534,12 @@ def simulate(
     """
     probability = _background_probability(settings, seed)
     blocks = in_order(_BlockMaker(settings, seed, probability), count(), threads)
-    return in_chunks(blocks, n_events, chunk_events)
+    return in_chunks(blocks, n_events, chunk_events, settings.run)
 
 
-def in_chunks(blocks: Iterable[Floats], n_events: int, chunk_events: int) -> Iterator[DimuonEvents]:
+def in_chunks(
+    blocks: Iterable[Floats], n_events: int, chunk_events: int, run: int = 1
+) -> Iterator[DimuonEvents]:
     """The first ``n_events`` rows of endless ``blocks`` of accepted pairs, as events.
 
     Raises
@@ -553,7 +557,7 @@ def in_chunks(blocks: Iterable[Floats], n_events: int, chunk_events: int) -> Ite
         waiting += len(rows)
         while waiting >= chunk_events or (made + waiting == n_events and waiting):
             together = np.concatenate(kept)
-            yield _as_events(together[:chunk_events], made)
+            yield _as_events(together[:chunk_events], made, run)
             kept = [together[chunk_events:]]
             made += min(chunk_events, waiting)
             waiting = len(kept[0])

@@ -9,6 +9,8 @@ calibration's own uncertainty must be scaled for r to be expected is the s that 
 with P the projection of (A, e, M) on what is fitted: A - e <k_C> and M.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.linalg import eigh
 from scipy.optimize import brentq
@@ -16,10 +18,11 @@ from scipy.optimize import brentq
 from musclecal.covariance import chi2_of
 from musclecal.errors import InputError
 from musclecal.fits.scale_fit import fit_scale
-from musclecal.records import Closure, Floats, MassFits, ScaleCalibration
+from musclecal.fits.scale_information import solve_eta_bins
+from musclecal.records import Closure, Floats, MassFits, ScaleWithCovariance, TemplateFit
 from musclecal.resonances import resonance
 
-__all__ = ["closure_test", "mean_residual", "projection", "scale_factor"]
+__all__ = ["closure_test", "mean_residual", "overlap", "projection", "scale_factor", "template_closure"]
 
 _LARGEST_FACTOR = 1e6
 
@@ -37,6 +40,17 @@ def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
         if "e" not in parameter_names and "A" in parameter_names:
             seen[n, parameter_names.index("A"), n, 1] = -mean_k[n]
     return seen.reshape(n_eta * n_fit, 3 * n_eta)
+
+
+def overlap(eta_edges: Floats, calibrated_edges: Floats) -> Floats:
+    """(3 n_eta, 3 n_calibrated): A, e, M averaged over the parts of the calibration's bins in each eta bin.
+
+    The identity for the same edges. What lies outside the calibration was not corrected and has no uncertainty.
+    """
+    low = np.maximum(eta_edges[:-1, None], calibrated_edges[None, :-1])
+    high = np.minimum(eta_edges[1:, None], calibrated_edges[None, 1:])
+    share = np.maximum(high - low, 0.0) / np.diff(eta_edges)[:, None]
+    return np.kron(share, np.eye(3))
 
 
 def scale_factor(residual: Floats, calibration_part: Floats, closure_part: Floats) -> float:
@@ -70,43 +84,77 @@ def _mass_part(parameter_names: tuple[str, ...], n_eta: int, relative_error: flo
 
 
 def closure_test(
-    fits: MassFits, calibration: ScaleCalibration | None, parameters: tuple[str, ...] = ("A", "M")
+    fits: MassFits, calibration: ScaleWithCovariance | None, parameters: Sequence[str] = ("A", "M")
 ) -> Closure:
     """Residual of the muons in ``fits``, to which ``calibration`` has been applied (None: nothing was).
 
     Raises
     ------
-    InputError : other eta bins than the calibration's, or what `fit_scale` raises.
+    InputError : what `fit_scale` raises.
     """
-    edges = np.array(fits.binning.eta_edges)
-    if calibration is not None and not np.array_equal(edges, calibration.eta_edges):
-        raise InputError("closure: the eta bins differ from those of the calibration")
     solution = fit_scale(fits, parameters)
+    return _closure(
+        fits.resonance, "scalar", np.array(fits.binning.eta_edges), solution.parameter_names, solution.values,
+        solution.covariance, calibration, (solution.chi2, solution.ndf), solution.mean_k, fits.events_fraction,
+    )  # fmt: skip
+
+
+def template_closure(
+    fit: TemplateFit, calibration: ScaleWithCovariance | None, parameters: Sequence[str] = ("A", "M")
+) -> Closure:
+    """Residual of a resonance in a template fit, after ``calibration`` (None: nothing was applied).
+
+    Raises
+    ------
+    InputError : parameters that the sample does not fix.
+    """
+    information = fit.information
+    solution = solve_eta_bins(information, parameters)
     names = solution.parameter_names
-    line = resonance(fits.resonance).line
-    calibration_part = np.zeros_like(solution.covariance)
+    already = np.stack([getattr(fit.point, name) for name in names], axis=1)
+    return _closure(
+        information.resonance, "template", information.eta_edges, names, solution.values + already,
+        solution.covariance, calibration, (solution.chi2, solution.ndf), information.mean_k,
+        information.events_fraction,
+    )  # fmt: skip
+
+
+def _closure(
+    name: str,
+    engine: str,
+    eta_edges: Floats,
+    parameter_names: tuple[str, ...],
+    values: Floats,
+    covariance: Floats,
+    calibration: ScaleWithCovariance | None,
+    fit_quality: tuple[float, int],
+    mean_k: Floats,
+    events_fraction: float,
+) -> Closure:
+    line = resonance(name).line
+    calibration_part = np.zeros_like(covariance)
     if calibration is not None:
-        seen = projection(names, solution.mean_k)
+        seen = projection(parameter_names, mean_k) @ overlap(eta_edges, calibration.eta_edges)
         calibration_part = seen @ calibration.covariance @ seen.T
-    mass_part = _mass_part(names, len(edges) - 1, line.mass_error / line.mass)
-    residual = solution.values.ravel()
-    against_zero = chi2_of(residual, calibration_part + mass_part + solution.covariance)
+    mass_part = _mass_part(parameter_names, len(eta_edges) - 1, line.mass_error / line.mass)
+    residual = values.ravel()
+    against_zero = chi2_of(residual, calibration_part + mass_part + covariance)
     return Closure(
-        resonance=fits.resonance,
-        engine="scalar",
-        eta_edges=edges,
-        parameter_names=names,
-        values=solution.values,
-        covariance=solution.covariance,
+        resonance=name,
+        engine=engine,
+        eta_edges=eta_edges,
+        parameter_names=parameter_names,
+        values=values,
+        covariance=covariance,
         calibration_covariance=calibration_part + mass_part,
         chi2=against_zero.chi2,
         ndf=against_zero.ndf,
         p_value=against_zero.p_value,
-        fit_chi2=solution.chi2,
-        fit_ndf=solution.ndf,
-        s=scale_factor(residual, calibration_part, solution.covariance + mass_part) if calibration else None,
-        mean_k=solution.mean_k,
-        events_fraction=fits.events_fraction,
+        fit_chi2=fit_quality[0],
+        fit_ndf=fit_quality[1],
+        s=None if calibration is None else scale_factor(residual, calibration_part, covariance + mass_part),
+        mean_k=mean_k,
+        events_fraction=events_fraction,
     )
 
 

@@ -1,19 +1,14 @@
 """Figures of calibrations, mass fits, closures and covariances: records in, a PNG (and a PDF by option) out.
 
-Every function takes records, refits nothing, and writes its files atomically. matplotlib and mplhep are
-imported here alone and only when a figure is drawn; no pyplot figure is made, and the style holds inside a
-`with` only. The same colour is the same thing everywhere: black the data and what was fitted to them,
-vermilion the injected truth, light blue an uncertainty, blue a fitted curve (and mu+), purple mu-, green the
-background.
+Every function takes records, refits nothing, and writes its files atomically, in the style of
+`musclecal.validation.plot_style`.
 
 Not for: numbers. Whatever stands in a text box comes from a record or from `musclecal.covariance`.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +28,30 @@ from musclecal.fits.shapes import SignalModel
 from musclecal.records import BinFits, Closure, Floats, ScaleCalibration, ScaleParameters
 from musclecal.resonances import resonance
 from musclecal.scale import correction_jacobian, relative_correction
-from musclecal.store import written_atomically
 from musclecal.validation.closure import projection
+from musclecal.validation.plot_style import (
+    BACKGROUND,
+    BAND,
+    DATA,
+    ETA_LABEL,
+    FIT,
+    LABELS,
+    MASS_LABEL,
+    MINUS,
+    PAST,
+    TRUTH,
+    UNITS,
+    bin_centres,
+    chi2_text,
+    draw_counts,
+    draw_points,
+    eta_axis,
+    figure_file,
+    legend_in_order,
+    probability_text,
+    set_range,
+    text_box,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,45 +70,10 @@ __all__ = [
     "sum_of_bins",
 ]
 
-_DATA, _FIT, _BAND, _TRUTH = "black", "#0072B2", "#9FD3F0", "#D55E00"
-_BACKGROUND, _MINUS, _PAST = "#009E73", "#A4497F", "#8C8C8C"
-# From the palette of Okabe and Ito, told apart with any colour vision; band lighter, mu- darker than there.
-
 _DOTS = (0, (1.2, 1.0))
 
-_UNITS = {"A": 1e-4, "e": 1e-3, "M": 1e-5}
-_LABELS = {"A": r"$A$  [$10^{-4}$]", "e": r"$e$  [MeV]", "M": r"$M$  [$10^{-5}$/GeV]"}
-_MASS_LABEL = r"$m_{\mu\mu}$  [GeV]"
-_ETA_LABEL = r"muon $\eta$"
 _SIGMA = "calibration ±1σ"
 _COMPACT = {"fontsize": 10.5, "columnspacing": 0.9, "handlelength": 1.2, "handletextpad": 0.5}
-
-_STYLE: Mapping[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 13.0,
-    "mathtext.fontset": "dejavusans",
-    "axes.titlesize": 12.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 1.1,
-    "axes.labelsize": 14.0,
-    "legend.fontsize": 11.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "lines.linewidth": 1.8,
-    "xtick.direction": "in",
-    "ytick.direction": "in",
-    "xtick.top": True,
-    "ytick.right": True,
-    "xtick.minor.visible": True,
-    "ytick.minor.visible": True,
-    "xtick.major.size": 6.0,
-    "ytick.major.size": 6.0,
-    "xtick.minor.size": 3.0,
-    "ytick.minor.size": 3.0,
-    "pdf.fonttype": 42,
-    "figure.constrained_layout.h_pad": 0.03,
-    "figure.constrained_layout.hspace": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -190,19 +172,19 @@ def plot_calibration(
     0.9, so that the pulls below the panels are not independent.
     """
     _check_calibration(calibration, truth)
-    title = _chi2_text("fit of the 4D bins", calibration.chi2, calibration.ndf, calibration.p_value)
+    title = chi2_text("fit of the 4D bins", calibration.chi2, calibration.ndf, calibration.p_value)
     if truth is not None:
         test = _against_truth(calibration, truth)
-        title += "\n" + _chi2_text("result against truth", test.chi2, test.ndf, test.p_value)
-    with _figure(path, 7.5, 6.8 if truth is None else 8.8, pdf) as figure:
+        title += "\n" + chi2_text("result against truth", test.chi2, test.ndf, test.p_value)
+    with figure_file(path, 7.5, 6.8 if truth is None else 8.8, pdf) as figure:
         main, below = _panels(figure, with_pulls=truth is not None)
-        for axis, name in zip(main, _UNITS, strict=True):
+        for axis, name in zip(main, UNITS, strict=True):
             _draw_parameter(axis, calibration, truth, name)
         if truth is not None:
-            for axis, name in zip(below, _UNITS, strict=True):
+            for axis, name in zip(below, UNITS, strict=True):
                 pulls = (getattr(calibration, name) - getattr(truth, name)) / _errors(calibration, name)
                 _draw_pulls(axis, np.asarray(calibration.eta_edges), pulls)
-            _legend(main[0], ["calibration", "truth"], loc="upper left", ncols=2)
+            legend_in_order(main[0], ["calibration", "truth"], loc="upper left", ncols=2)
         main[0].set_title(title)
         _stack([*main, *below], calibration.eta_edges, lowest=(below or main)[-1])
 
@@ -220,11 +202,11 @@ def plot_scale_at(
     if not len(pts) or not all(0.0 < pt < np.inf for pt in pts):
         raise InputError(f"pts: need positive transverse momenta in GeV, got {list(pts)}")
     edges = np.asarray(calibration.eta_edges)
-    with _figure(path, 7.5, 1.4 + 2.3 * len(pts), pdf) as figure:
+    with figure_file(path, 7.5, 1.4 + 2.3 * len(pts), pdf) as figure:
         axes = figure.subplots(len(pts), 1, sharex=True, squeeze=False)[:, 0]
         for axis, pt in zip(axes, pts, strict=True):
             drawn: list[Floats] = []
-            for charge, colour in ((+1, _FIT), (-1, _MINUS)):
+            for charge, colour in ((+1, FIT), (-1, MINUS)):
                 value, error = _scale_at(calibration, pt, charge)
                 axis.stairs(
                     value + error, edges, baseline=value - error, fill=True, color=colour, alpha=0.3, lw=0
@@ -235,13 +217,13 @@ def plot_scale_at(
                     true = _relative(truth, pt, charge) / 1e-4
                     axis.stairs(true, edges, baseline=None, color=colour, ls=_DOTS, lw=2.4)
                     drawn.append(true)
-            axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0)
+            axis.axhline(0.0, color=PAST, lw=0.8, zorder=0)
             axis.set_ylabel(r"$\delta k/k$  [$10^{-4}$]")
             axis.annotate(rf"$p_T$ = {pt:g} GeV", (0.02, 0.95), xycoords="axes fraction", va="top")
-            _range(axis, np.concatenate(drawn), above=0.22)
+            set_range(axis, np.concatenate(drawn), above=0.22)
         _scale_legend(axes[0], truth is not None)
         axes[0].set_title(r"Correction $\delta k/k = A - e\,k + q\,M/k$")
-        _eta_axis(axes[-1], edges)
+        eta_axis(axes[-1], edges)
 
 
 def plot_mass_fit(
@@ -249,12 +231,12 @@ def plot_mass_fit(
 ) -> None:
     """Masses with Poisson errors, fitted total and background, pulls beneath."""
     _check_spectrum(spectrum)
-    with _figure(path, 7.5, 6.2, pdf) as figure:
+    with figure_file(path, 7.5, 6.2, pdf) as figure:
         main, pulls = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
         _draw_spectrum(main, spectrum)
         _draw_pulls(pulls, spectrum.edges, spectrum.pulls)
         main.set_title(_wrapped(title))
-        pulls.set_xlabel(_MASS_LABEL)
+        pulls.set_xlabel(MASS_LABEL)
         figure.align_ylabels([main, pulls])
 
 
@@ -272,25 +254,25 @@ def plot_closure(
     """
     _check_closure(closure)
     bands = {} if calibration is None else _projected_errors(calibration, closure)
-    with _figure(path, 7.5, 1.2 + 2.7 * len(closure.parameter_names), pdf) as figure:
+    with figure_file(path, 7.5, 1.2 + 2.7 * len(closure.parameter_names), pdf) as figure:
         axes = figure.subplots(len(closure.parameter_names), 1, sharex=True, squeeze=False)[:, 0]
         for axis, name in zip(axes, closure.parameter_names, strict=True):
             value, error = _closure_points(closure, name)
             drawn = [value - error, value + error]
             if calibration is not None:
                 drawn += _draw_band(axis, closure, bands[name])
-            _draw_points(axis, closure.eta_edges, value, error, "residual")
-            axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
-            axis.set_ylabel("residual " + _LABELS[name])
-            _range(axis, np.concatenate(drawn), symmetric=True, above=0.3 if axis is axes[0] else 0.05)
-        _legend(axes[0], ["residual", _SIGMA, _scaled(closure)], loc="upper left", ncols=3)
+            draw_points(axis, closure.eta_edges, value, error, "residual")
+            axis.axhline(0.0, color=PAST, lw=0.8, zorder=0.5)
+            axis.set_ylabel("residual " + LABELS[name])
+            set_range(axis, np.concatenate(drawn), symmetric=True, above=0.3 if axis is axes[0] else 0.05)
+        legend_in_order(axes[0], ["residual", _SIGMA, _scaled(closure)], loc="upper left", ncols=3)
         used = f"{closure.engine} fit, {100.0 * closure.events_fraction:.0f} % of the events used"
         axes[0].set_title(
             f"Closure at the {_label(closure)} ({used})\n"
-            + _chi2_text("residuals against zero", closure.chi2, closure.ndf, closure.p_value)
+            + chi2_text("residuals against zero", closure.chi2, closure.ndf, closure.p_value)
             + ("" if closure.s is None else f", s = {closure.s:.2f}")
         )
-        _eta_axis(axes[-1], closure.eta_edges)
+        eta_axis(axes[-1], closure.eta_edges)
         figure.align_ylabels(axes)
 
 
@@ -310,18 +292,18 @@ def plot_pulls(calibration: ScaleCalibration, path: str | os.PathLike[str], *, p
         f"mean {mean:+.3f} ± {width / np.sqrt(n):.3f}",
         f"width {width:.3f} ± {width / np.sqrt(2.0 * n):.3f}",
         rf"$\chi^2$/ndf = {calibration.chi2:.1f}/{calibration.ndf}",
-        f"p = {_probability(calibration.p_value)}",
+        f"p = {probability_text(calibration.p_value)}",
     )
-    with _figure(path, 7.0, 5.0, pdf) as figure:
+    with figure_file(path, 7.0, 5.0, pdf) as figure:
         axis = figure.subplots()
-        _draw_counts(axis, counts, edges, "4D bins")
-        axis.plot(x, gauss, color=_FIT, label="unit Gaussian", zorder=1)
+        draw_counts(axis, counts, edges, "4D bins")
+        axis.plot(x, gauss, color=FIT, label="unit Gaussian", zorder=1)
         axis.set_xlim(-5.0, 5.0)
         axis.set_ylim(0.0, 1.2 * max((counts + np.sqrt(counts)).max(), gauss.max()))
         axis.set_xlabel(r"pull of $s_b^2$ in the $A$, $e$, $M$ fit")
         axis.set_ylabel(f"4D bins / {edges[1] - edges[0]:g}")
-        _legend(axis, ["4D bins", "unit Gaussian"], loc="upper right")
-        _text_box(axis, lines)
+        legend_in_order(axis, ["4D bins", "unit Gaussian"], loc="upper right")
+        text_box(axis, lines)
 
 
 def plot_covariance(
@@ -336,7 +318,7 @@ def plot_covariance(
     inner = [n // 4, n // 2, 3 * n // 4] if n >= 4 else []
     ticks = [group * n + edge for group in range(3) for edge in inner]
     names = [f"{eta[edge]:g}".replace("-", "−") for _ in range(3) for edge in inner]
-    with _figure(path, 7.6, 5.9, pdf) as figure:
+    with figure_file(path, 7.6, 5.9, pdf) as figure:
         figure.set_layout_engine("compressed")
         axis = figure.subplots()
         mesh = axis.pcolormesh(
@@ -349,7 +331,7 @@ def plot_covariance(
         axis.minorticks_off()
         axis.set_xticks(ticks, names, fontsize=11)
         axis.set_yticks(ticks, names, fontsize=11)
-        for group, name in enumerate(_UNITS):
+        for group, name in enumerate(UNITS):
             middle = (group + 0.5) / 3.0
             axis.annotate(f"${name}$", (middle, 1.015), xycoords="axes fraction", ha="center", fontsize=17)
             axis.annotate(
@@ -357,8 +339,8 @@ def plot_covariance(
             )
             for line in (axis.axhline, axis.axvline):
                 line(group * n, color="black", lw=1.0)
-        axis.set_xlabel(_ETA_LABEL)
-        axis.set_ylabel(_ETA_LABEL)
+        axis.set_xlabel(ETA_LABEL)
+        axis.set_ylabel(ETA_LABEL)
         figure.colorbar(mesh, ax=axis, label="correlation", fraction=0.045, pad=0.08, aspect=22)
 
 
@@ -390,51 +372,28 @@ def plot_overview(
         _check_closure(closure)
         if "A" not in closure.parameter_names:
             raise InputError(f"closure at {closure.resonance}: the overview shows A, which was not fitted")
-    with _figure(path, 40.0 / 3.0, 7.5, pdf, dpi=120) as figure:
+    with figure_file(path, 40.0 / 3.0, 7.5, pdf, dpi=120) as figure:
         left, middle, right = np.asarray(figure.subfigures(1, 3, width_ratios=[1.1, 1.0, 1.0]))
         main, pulls = left.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
         _draw_spectrum(main, spectrum)
         _draw_pulls(pulls, spectrum.edges, spectrum.pulls)
-        pulls.set_xlabel(_MASS_LABEL)
+        pulls.set_xlabel(MASS_LABEL)
         main.set_title(title or "Masses in all 4D bins", fontsize=11.5)
         left.align_ylabels([main, pulls])
         panels = middle.subplots(3, 1, sharex=True)
-        for axis, name in zip(panels, _UNITS, strict=True):
+        for axis, name in zip(panels, UNITS, strict=True):
             _draw_parameter(axis, calibration, truth, name)
         panels[0].set_title(
             "Calibration" if truth is None else _truth_title(calibration, truth), fontsize=11.5
         )
         if truth is not None:
-            _legend(panels[0], ["calibration", "truth"], loc="upper left", ncols=2)
+            legend_in_order(panels[0], ["calibration", "truth"], loc="upper left", ncols=2)
         _stack(panels, calibration.eta_edges, lowest=panels[-1])
         panels = right.subplots(len(closures), 1, sharex=True, squeeze=False)[:, 0]
         for axis, closure in zip(panels, closures, strict=True):
             earlier = [other for other in before if other.resonance == closure.resonance]
             _draw_before_after(axis, calibration, closure, earlier)
         _stack(panels, closures[-1].eta_edges, lowest=panels[-1])
-
-
-@contextmanager
-def _figure(
-    path: str | os.PathLike[str], width: float, height: float, pdf: bool, dpi: int = 150
-) -> "Iterator[Figure]":
-    """A figure (inches) in the style of this module, written to ``path`` unless there is an error."""
-    target = Path(path)
-    if target.suffix != ".png":
-        raise InputError(
-            f"{target}: figures are PNG files, give a name that ends in .png (pdf=True adds a PDF)"
-        )
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with style.context(["default", dict(_STYLE)]):
-        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-        yield figure
-        with written_atomically(target) as temporary:
-            figure.savefig(temporary, format="png")
-        if pdf:
-            with written_atomically(target.with_suffix(".pdf")) as temporary:
-                figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
 def _mass_edges(model: SignalModel) -> Floats:
@@ -462,18 +421,6 @@ def _bin_text(fits: BinFits, row: int) -> tuple[str, ...]:
     )
 
 
-def _chi2_text(what: str, chi2: float, ndf: int, p_value: float) -> str:
-    return rf"{what}: $\chi^2$/ndf = {chi2:.1f}/{ndf}, p = {_probability(p_value)}"
-
-
-def _probability(p: float) -> str:
-    """0.41, or a power of ten where that is short of digits."""
-    if not 0.0 < p < 1e-3:
-        return f"{p:.2g}"
-    exponent = int(np.floor(np.log10(p)))
-    return rf"{p / 10.0**exponent:.1f}$\times 10^{{{exponent}}}$"
-
-
 def _label(closure: Closure) -> str:
     return resonance(closure.resonance).label
 
@@ -485,7 +432,7 @@ def _against_truth(calibration: ScaleCalibration, truth: ScaleParameters) -> Chi
 
 def _errors(calibration: ScaleCalibration, name: str) -> Floats:
     """(n_eta,) standard deviations of A, e or M."""
-    return np.asarray(np.sqrt(np.diagonal(calibration.covariance))[list(_UNITS).index(name) :: 3])
+    return np.asarray(np.sqrt(np.diagonal(calibration.covariance))[list(UNITS).index(name) :: 3])
 
 
 def _relative(scale: ScaleParameters, pt: float, charge: int) -> Floats:
@@ -504,7 +451,7 @@ def _closure_points(closure: Closure, name: str) -> tuple[Floats, Floats]:
     names = closure.parameter_names
     column = names.index(name)
     error = np.sqrt(np.diagonal(closure.covariance))[column :: len(names)]
-    return closure.values[:, column] / _UNITS[name], error / _UNITS[name]
+    return closure.values[:, column] / UNITS[name], error / UNITS[name]
 
 
 def _projected_errors(calibration: ScaleCalibration, closure: Closure) -> dict[str, Floats]:
@@ -515,48 +462,36 @@ def _projected_errors(calibration: ScaleCalibration, closure: Closure) -> dict[s
     names = closure.parameter_names
     seen = projection(names, closure.mean_k)
     error = np.sqrt(propagated_variance(seen, calibration.covariance)).reshape(-1, len(names))
-    return {name: error[:, column] / _UNITS[name] for column, name in enumerate(names)}
-
-
-def _centres(edges: Floats) -> Floats:
-    values = np.asarray(edges)
-    return np.asarray(0.5 * (values[1:] + values[:-1]))
-
-
-def _draw_points(axis: "Axes", edges: Floats, value: Floats, error: Floats, label: str) -> None:
-    axis.errorbar(
-        _centres(edges), value, error, 0.5 * np.diff(edges), fmt="o", color=_DATA, label=label, zorder=3,
-        markersize=4.5, elinewidth=1.3,
-    )  # fmt: skip
+    return {name: error[:, column] / UNITS[name] for column, name in enumerate(names)}
 
 
 def _draw_parameter(
     axis: "Axes", calibration: ScaleCalibration, truth: ScaleParameters | None, name: str
 ) -> None:
     """A, e or M with errors against eta, over the steps of the truth."""
-    unit = _UNITS[name]
+    unit = UNITS[name]
     value, error = getattr(calibration, name) / unit, _errors(calibration, name) / unit
     usual = np.minimum(error, 4.0 * np.median(error))  # one empty-handed forward bin must not set the range
     drawn = [value - usual, value + usual]
     if truth is not None:
         true = getattr(truth, name) / unit
         axis.stairs(
-            true, np.asarray(truth.eta_edges), baseline=None, color=_TRUTH, lw=1.8, label="truth", zorder=2
+            true, np.asarray(truth.eta_edges), baseline=None, color=TRUTH, lw=1.8, label="truth", zorder=2
         )
         drawn.append(true)
-    _draw_points(axis, calibration.eta_edges, value, error, "calibration")
-    axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
-    axis.set_ylabel(_LABELS[name])
-    _range(axis, np.concatenate(drawn), above=0.3 if name == "A" and truth is not None else 0.08)
+    draw_points(axis, calibration.eta_edges, value, error, "calibration")
+    axis.axhline(0.0, color=PAST, lw=0.8, zorder=0.5)
+    axis.set_ylabel(LABELS[name])
+    set_range(axis, np.concatenate(drawn), above=0.3 if name == "A" and truth is not None else 0.08)
 
 
 def _draw_pulls(axis: "Axes", edges: Floats, pulls: Floats) -> None:
     """Points over a band of one sigma."""
     known = np.abs(pulls[np.isfinite(pulls)])
     limit = max(3.6, 1.15 * known.max()) if len(known) else 3.6
-    axis.axhspan(-1.0, 1.0, color=_BAND, alpha=0.6, lw=0)
-    axis.axhline(0.0, color=_PAST, lw=0.8)
-    axis.plot(_centres(edges), pulls, "o", color=_DATA, markersize=3.5)
+    axis.axhspan(-1.0, 1.0, color=BAND, alpha=0.6, lw=0)
+    axis.axhline(0.0, color=PAST, lw=0.8)
+    axis.plot(bin_centres(edges), pulls, "o", color=DATA, markersize=3.5)
     axis.set_ylim(-limit, limit)
     if limit < 6.0:
         axis.set_yticks([-2.0, 0.0, 2.0])
@@ -566,10 +501,10 @@ def _draw_pulls(axis: "Axes", edges: Floats, pulls: Floats) -> None:
 def _draw_band(axis: "Axes", closure: Closure, sigma: Floats, *, scaled: bool = True) -> list[Floats]:
     """The uncertainty of the calibration about zero, and s times it if s > 1. Gives what is drawn."""
     edges, s = np.asarray(closure.eta_edges), closure.s_quoted
-    axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=_BAND, lw=0, label=_SIGMA, zorder=0)
+    axis.stairs(sigma, edges, baseline=-sigma, fill=True, color=BAND, lw=0, label=_SIGMA, zorder=0)
     if not scaled or s is None or s < 1.005:
         return [sigma, -sigma]
-    outline: dict[str, Any] = {"baseline": None, "color": _FIT, "lw": 1.2, "ls": "--", "zorder": 1}
+    outline: dict[str, Any] = {"baseline": None, "color": FIT, "lw": 1.2, "ls": "--", "zorder": 1}
     axis.stairs(s * sigma, edges, label=_scaled(closure), **outline)
     axis.stairs(-s * sigma, edges, **outline)
     return [s * sigma, -s * sigma]
@@ -579,29 +514,14 @@ def _scaled(closure: Closure) -> str:
     return "" if closure.s is None else f"±s σ, s = {closure.s_quoted:.2f}"
 
 
-def _draw_counts(axis: "Axes", counts: Floats, edges: Floats, label: str) -> None:
-    """Points with Poisson errors (Garwood's central interval of 68 %); empty bins stay empty."""
-    from mplhep.error_estimation import poisson_interval
-
-    some = counts > 0.0
-    if not np.any(some):
-        return
-    value = counts[some]
-    low, high = poisson_interval(value, value)
-    axis.errorbar(
-        _centres(edges)[some], value, np.stack([value - low, high - value]), fmt="o", color=_DATA, label=label,
-        markersize=3.8 if len(counts) <= 60 else 3.0, elinewidth=1.1, zorder=3,
-    )  # fmt: skip
-
-
 def _draw_spectrum(axis: "Axes", spectrum: MassSpectrum) -> None:
-    centres = _centres(spectrum.edges)
+    centres = bin_centres(spectrum.edges)
     low, high = float(spectrum.edges[0]), float(spectrum.edges[-1])
-    _draw_counts(axis, spectrum.counts, spectrum.edges, spectrum.label)
-    axis.plot(centres, spectrum.expected, color=_FIT, lw=2.2, label="fit", zorder=2)
+    draw_counts(axis, spectrum.counts, spectrum.edges, spectrum.label)
+    axis.plot(centres, spectrum.expected, color=FIT, lw=2.2, label="fit", zorder=2)
     if np.nansum(spectrum.background) > 0.0:
         axis.plot(
-            centres, spectrum.background, color=_BACKGROUND, lw=2.0, ls="--", label="background", zorder=2
+            centres, spectrum.background, color=BACKGROUND, lw=2.0, ls="--", label="background", zorder=2
         )
     top = max((spectrum.counts + np.sqrt(spectrum.counts)).max(), np.nan_to_num(spectrum.expected).max(), 1.0)
     axis.set_xlim(low, high)
@@ -610,8 +530,8 @@ def _draw_spectrum(axis: "Axes", spectrum: MassSpectrum) -> None:
         axis.ticklabel_format(axis="y", style="sci", scilimits=(3, 3), useMathText=True)
     step = 100.0 * np.log(high / low) / len(spectrum.counts)
     axis.set_ylabel(rf"Events / ({step:.2g} % of $m_{{\mu\mu}}$)")
-    _legend(axis, [spectrum.label, "fit", "background"], loc="upper right")
-    _text_box(axis, spectrum.text_lines)
+    legend_in_order(axis, [spectrum.label, "fit", "background"], loc="upper right")
+    text_box(axis, spectrum.text_lines)
 
 
 def _wrapped(title: str) -> str:
@@ -623,17 +543,6 @@ def _wrapped(title: str) -> str:
     return ", ".join(parts[:half]) + ",\n" + ", ".join(parts[half:])
 
 
-def _text_box(axis: "Axes", lines: Sequence[str]) -> None:
-    axis.annotate(
-        "\n".join(lines).replace("-", "−"),
-        (0.03, 0.96),
-        xycoords="axes fraction",
-        va="top",
-        fontsize=11.5,
-        linespacing=1.45,
-    )
-
-
 def _draw_before_after(
     axis: "Axes", calibration: ScaleCalibration, closure: Closure, before: Sequence[Closure]
 ) -> None:
@@ -642,28 +551,28 @@ def _draw_before_after(
     drawn = _draw_band(axis, closure, sigma, scaled=False)
     for other in before:
         value, error = _closure_points(other, "A")
-        beside = _centres(other.eta_edges) - 0.2 * np.diff(other.eta_edges)
+        beside = bin_centres(other.eta_edges) - 0.2 * np.diff(other.eta_edges)
         axis.errorbar(
-            beside, value, error, fmt="o", color=_PAST, label="before", zorder=2.5, markersize=4.5,
+            beside, value, error, fmt="o", color=PAST, label="before", zorder=2.5, markersize=4.5,
             markerfacecolor="white", elinewidth=1.1,
         )  # fmt: skip
         drawn += [value - error, value + error]
     value, error = _closure_points(closure, "A")
-    _draw_points(axis, closure.eta_edges, value, error, "after")
-    axis.axhline(0.0, color=_PAST, lw=0.8, zorder=0.5)
+    draw_points(axis, closure.eta_edges, value, error, "after")
+    axis.axhline(0.0, color=PAST, lw=0.8, zorder=0.5)
     axis.set_title(
         rf"{_label(closure)}: $\chi^2$/ndf = {closure.chi2:.1f}/{closure.ndf}, "
-        f"p = {_probability(closure.p_value)}",
+        f"p = {probability_text(closure.p_value)}",
         fontsize=11.5,
     )
-    axis.set_ylabel("residual " + _LABELS["A"])
-    _legend(axis, ["before", "after", _SIGMA], loc="upper left", ncols=3, **_COMPACT)
-    _range(axis, np.concatenate([*drawn, value - error, value + error]), symmetric=True, above=0.2)
+    axis.set_ylabel("residual " + LABELS["A"])
+    legend_in_order(axis, ["before", "after", _SIGMA], loc="upper left", ncols=3, **_COMPACT)
+    set_range(axis, np.concatenate([*drawn, value - error, value + error]), symmetric=True, above=0.2)
 
 
 def _truth_title(calibration: ScaleCalibration, truth: ScaleParameters) -> str:
     test = _against_truth(calibration, truth)
-    return _chi2_text("Against truth", test.chi2, test.ndf, test.p_value)
+    return chi2_text("Against truth", test.chi2, test.ndf, test.p_value)
 
 
 def _scale_legend(axis: "Axes", with_truth: bool) -> None:
@@ -673,27 +582,13 @@ def _scale_legend(axis: "Axes", with_truth: bool) -> None:
 
     handles: list[Any] = [
         (Patch(color=colour, alpha=0.3, lw=0), Line2D([], [], color=colour, lw=1.6))
-        for colour in (_FIT, _MINUS)
+        for colour in (FIT, MINUS)
     ]
     names = [r"$\mu^+$ ±1σ", r"$\mu^-$ ±1σ"]
     if with_truth:
         handles.append(Line2D([], [], color="black", ls=_DOTS, lw=2.4))
         names.append("truth")
     axis.legend(handles, names, loc="upper right", ncols=3)
-
-
-def _range(axis: "Axes", drawn: Floats, *, symmetric: bool = False, above: float = 0.08) -> None:
-    """y range of what was drawn, with a margin, and ``above`` of the height free for text."""
-    low, high = float(np.min(drawn)), float(np.max(drawn))
-    if symmetric:
-        low, high = min(low, -high), max(high, -low)
-    span = max(high - low, 1e-9)
-    axis.set_ylim(low - 0.08 * span, high + (0.03 + above) * span)
-
-
-def _eta_axis(axis: "Axes", edges: Floats) -> None:
-    axis.set_xlim(float(edges[0]), float(edges[-1]))
-    axis.set_xlabel(_ETA_LABEL)
 
 
 def _panels(figure: "Figure", *, with_pulls: bool) -> "tuple[list[Axes], list[Axes]]":
@@ -710,22 +605,15 @@ def _stack(axes: "Sequence[Axes]", edges: Floats, lowest: "Axes") -> None:
     for axis in axes:
         axis.set_xlim(float(edges[0]), float(edges[-1]))
         axis.tick_params(labelbottom=axis is lowest)
-    lowest.set_xlabel(_ETA_LABEL)
+    lowest.set_xlabel(ETA_LABEL)
     lowest.get_figure(root=True).align_ylabels(axes)  # type: ignore[union-attr]
-
-
-def _legend(axis: "Axes", order: Sequence[str], **options: Any) -> None:
-    """A legend of the entries in ``order``, those that were drawn."""
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    names = [name for name in order if name in handles]
-    axis.legend([handles[name] for name in names], names, **options)
 
 
 def _check_scale(scale: ScaleParameters, what: str) -> None:
     n = len(scale.eta_edges) - 1
     if n < 1 or np.any(np.diff(scale.eta_edges) <= 0.0):
         raise InputError(f"{what}: eta_edges must increase, got {list(scale.eta_edges)}")
-    for name in _UNITS:
+    for name in UNITS:
         values = np.asarray(getattr(scale, name))
         if values.shape != (n,) or not np.all(np.isfinite(values)):
             raise InputError(
@@ -746,7 +634,7 @@ def _check_calibration(calibration: ScaleCalibration, truth: ScaleParameters | N
 
 def _check_closure(closure: Closure) -> None:
     n, names = len(closure.eta_edges) - 1, closure.parameter_names
-    if not names or any(name not in _UNITS for name in names):
+    if not names or any(name not in UNITS for name in names):
         raise InputError(f"closure at {closure.resonance}: unknown parameters {names}, known are A, e, M")
     if closure.values.shape != (n, len(names)):
         raise InputError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from musclecal.covariance import checked_covariance, eigenvariations, scale_parameter_names
 from musclecal.errors import InputError
-from musclecal.records import Floats, ScaleCalibration, ScaleParameters
+from musclecal.records import Floats, ScaleCalibration, ScaleParameters, ScaleWithCovariance
 from musclecal.store import written_atomically
 
 __all__ = ["SIGNS", "UNITS", "VARIATIONS", "ScaleArrays", "checked_arrays", "export_arrays", "load_arrays"]
@@ -36,16 +36,14 @@ VARIATIONS = (
 
 
 @dataclass(frozen=True)
-class ScaleArrays(ScaleParameters):
-    """A correction with its covariance, as exported.
+class ScaleArrays(ScaleWithCovariance):
+    """A correction with its covariance (statistical, not scaled by the closure factor), as exported.
 
     Attributes
     ----------
-    covariance : (3 n_eta, 3 n_eta), order A0, e0, M0, A1, ...; statistical, not scaled by the closure factor.
     provenance : where the numbers come from, as the exporter was told.
     """
 
-    covariance: Floats
     provenance: Mapping[str, str]
 
     @property

@@ -12,10 +12,10 @@ from musclecal.binning import Binning, equal_eta_edges
 from musclecal.covariance import chi2_of
 from musclecal.errors import InputError
 from musclecal.fits.scale_fit import fit_scale, model_of_bins
-from musclecal.records import BinFits, Closure, Floats, MassFits, ScaleCalibration
+from musclecal.records import BinFits, Closure, Floats, MassFits, ScaleCalibration, ScaleWithCovariance
 from musclecal.resonances import resonance
 from musclecal.scale import corrected_curvature
-from musclecal.validation.closure import closure_test, mean_residual, projection, scale_factor
+from musclecal.validation.closure import closure_test, mean_residual, overlap, projection, scale_factor
 
 N_ETA = 4
 UPSILON = resonance("Y1S")
@@ -230,10 +230,29 @@ def test_p_values_are_uniform_when_only_the_stated_uncertainties_are_at_work(
     assert np.median(np.asarray(s, dtype=np.float64)) == pytest.approx(1.0, abs=0.12)
 
 
-def test_other_eta_bins_are_refused(calibration: ScaleCalibration) -> None:
-    other = replace(calibration, eta_edges=np.array(equal_eta_edges(N_ETA, 2.1)))
-    with pytest.raises(InputError, match="eta bins differ"):
-        closure_test(fits_that_need(np.zeros(3 * N_ETA)), other)
+def test_a_calibration_in_other_eta_bins_is_averaged_over_the_overlap() -> None:
+    edges = np.array([-1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(overlap(edges, edges), np.eye(6))
+    wide = overlap(edges, np.array([-1.0, 0.5, 1.0, 2.0]))
+    np.testing.assert_allclose(wide[0::3, 0::3], [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], rtol=1e-15)
+    np.testing.assert_array_equal(wide[1::3, 0::3], 0.0)
+    outside = overlap(np.array([2.0, 4.0]), np.array([1.0, 3.0]))
+    np.testing.assert_allclose(outside, 0.5 * np.eye(3), rtol=1e-15)
+
+
+def test_a_calibration_in_finer_bins_closes_with_its_averaged_uncertainty(
+    calibration: ScaleCalibration,
+) -> None:
+    """Splitting a bin in two of the same value, fully correlated, is the same calibration."""
+    fits = fits_that_need(np.zeros(3 * N_ETA))
+    edges = calibration.eta_edges
+    finer = np.sort(np.concatenate([edges, 0.5 * (edges[1:] + edges[:-1])]))
+    twice = np.kron(np.repeat(np.eye(N_ETA), 2, axis=0), np.eye(3))
+    split = ScaleWithCovariance(finer, *np.zeros((3, 2 * N_ETA)), twice @ calibration.covariance @ twice.T)
+    same = closure_test(fits, calibration)
+    np.testing.assert_allclose(
+        closure_test(fits, split).calibration_covariance, same.calibration_covariance, rtol=1e-12
+    )
 
 
 # The mean residual

@@ -18,6 +18,7 @@ from musclecal.fits.likelihood import fit_bins
 from musclecal.fits.shapes import SignalModel, gaussian
 from musclecal.records import BinFits, Closure, Floats, ScaleCalibration, ScaleParameters
 from musclecal.validation import plots
+from musclecal.validation.plot_style import probability_text
 from musclecal.validation.plots import (
     MassSpectrum,
     plot_calibration,
@@ -263,7 +264,7 @@ def test_band_is_what_the_closure_sees() -> None:
     ("p", "text"), [(0.41, "0.41"), (1.0, "1"), (0.0, "0"), (3.24e-5, r"3.2$\times 10^{-5}$")]
 )
 def test_probabilities_are_short(p: float, text: str) -> None:
-    assert plots._probability(p) == text
+    assert probability_text(p) == text
 
 
 GOOD = make_calibration()

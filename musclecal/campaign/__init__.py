@@ -1,0 +1,111 @@
+"""A campaign: which tasks a campaign file asks for, and how each makes its output from those before it.
+
+Folders under the output folder: samples, binning, fill, fit, extract, template, closure, export, figures. Each
+class adds stages to those before it: `inputs`, `calibration`, `closures`, and here the export and the list of all.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from musclecal.campaign.closures import UNCORRECTED, ClosureStages
+from musclecal.errors import QualityGateError
+from musclecal.export import export_arrays, export_correctionlib
+from musclecal.records import MassFits
+from musclecal.samples import Progress
+from musclecal.tasks import Task, package_version
+
+__all__ = ["STAGES", "UNCORRECTED", "Campaign"]
+
+STAGES = ("simulate", "fill", "fit", "extract", "closure", "export")
+
+
+class Campaign(ClosureStages):
+    """All stages of a campaign file."""
+
+    # Export
+
+    def export_task(self) -> Task:
+        """The correctionlib file, with the arrays beside it."""
+        output = self.output / "export" / "muon_scale.json.gz"
+        also = tuple(output.with_name(f"calibration.{suffix}") for suffix in ("npz", "json"))
+        return Task("export", "export", output, self._export, {"provenance": self._provenance()}, (),
+                    (self.calibration_task,), also)  # fmt: skip
+
+    def _provenance(self) -> dict[str, str]:
+        samples = self.config.samples
+        used = [name for name, s in samples.items() if s.resonance == self.calibrated]
+        return {
+            "campaign": self.config.campaign.name,
+            "musclecal": package_version(),
+            "resonance": self.calibrated,
+            "model": self.config.resonance(self.calibrated).model,
+            "samples": ", ".join(used),
+            "passes": str(self.config.campaign.passes),
+        }
+
+    def _export(self) -> None:
+        calibration, output = self.calibration(), self.export_task().output
+        export_arrays(calibration, output.parent, self._provenance())
+        export_correctionlib(calibration, output, self._provenance())
+
+    # All
+
+    def tasks(self, stage: str) -> tuple[Task, ...]:
+        """The tasks that a stage asks for; what they need comes with them."""
+        makers: dict[str, Callable[[], tuple[Task, ...]]] = {
+            "simulate": lambda: self.simulate_tasks,
+            "fill": lambda: tuple(
+                self.fill_task(self.calibrated, kind, 0) for kind in ("data", "simulation")
+            ),
+            "fit": lambda: (self.fit_task(self.calibrated, 0),),
+            "extract": lambda: (self.calibration_task,),
+            "closure": lambda: tuple(self.closure_task(name) for name in self.closures),
+            "export": lambda: (self.export_task(),),
+        }
+        return makers[stage]()
+
+    def with_progress(self, progress: Progress) -> "Campaign":
+        """The same campaign, telling ``progress``."""
+        return replace(self, progress=progress)
+
+    def check_fit_gates(self, fits: MassFits) -> None:
+        """Raise `QualityGateError` where the mass fits are worse than the campaign file allows."""
+        _raise_failures(self._fraction_failures(fits.converged_fraction, fits.events_fraction))
+
+    def _fraction_failures(self, converged: float, events: float) -> list[str]:
+        gates = self.config.gates
+        failed = []
+        if converged < gates.converged_fraction:
+            failed.append(f"converged fraction {converged:.4f} < {gates.converged_fraction:g}")
+        if events < gates.events_fraction:
+            failed.append(f"events fraction {events:.4f} < {gates.events_fraction:g}")
+        return failed
+
+    def check_gates(self, closures: Iterable[str]) -> None:
+        """Raise `QualityGateError` where a result is worse than the campaign file allows."""
+        gates, calibration = self.config.gates, self.calibration()
+        failed = self._fraction_failures(calibration.converged_fraction, calibration.events_fraction)
+        if calibration.p_value < gates.fit_p_value:
+            failed.append(f"fit of A, e, M: p-value {calibration.p_value:.2g} < {gates.fit_p_value:g}")
+        change = calibration.residual_chi2
+        if change is not None and change > gates.second_pass_chi2:
+            failed.append(f"last pass changed chi2/n by {change:.2f} > {gates.second_pass_chi2:g}")
+        _raise_failures(failed + self._closure_failures(closures, None))
+
+    def check_closure_gates(self, closures: Iterable[str], engine: str | None = None) -> None:
+        """Raise `QualityGateError` where a closure after the calibration is worse than the campaign file allows."""
+        _raise_failures(self._closure_failures(closures, engine))
+
+    def _closure_failures(self, closures: Iterable[str], engine: str | None) -> list[str]:
+        gates, failed = self.config.gates, []
+        for name in closures:
+            closure = self.closure(name, engine=engine)
+            gated = name in gates.closure_resonances and not (name == "Z" and closure.engine == "scalar")
+            if gated and closure.p_value < gates.closure_p_value:
+                failed.append(f"closure at {name}: p-value {closure.p_value:.2g} < {gates.closure_p_value:g}")
+        return failed
+
+
+def _raise_failures(failed: list[str]) -> None:
+    if failed:
+        raise QualityGateError("quality gate: " + "; ".join(failed))

@@ -1,0 +1,170 @@
+"""Closures: what correction is left at a resonance, in which engine, after which correction, in which part of it."""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from musclecal.campaign.template import Applied, DataAndSimulation, TemplateStages
+from musclecal.errors import InputError
+from musclecal.fits.scale_information import scale_information
+from musclecal.given_correction import read_correction
+from musclecal.records import (
+    Closure,
+    ClosureSplits,
+    DimuonEvents,
+    ScaleCalibration,
+    SplitTest,
+    TemplateHistogram,
+)
+from musclecal.samples import Correction
+from musclecal.store import load, save
+from musclecal.tasks import Task
+from musclecal.validation.closure import closure_test, template_closure
+from musclecal.validation.splits import half_tests, phi_tests, run_test
+
+__all__ = ["UNCORRECTED", "ClosureStages"]
+
+UNCORRECTED = Applied("uncorrected")
+
+
+def _in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
+    if events.run is None:
+        raise InputError("closure: run_edges are given, but a data file has no run numbers")
+    return events.select((events.run >= low) & (events.run < high))
+
+
+class ClosureStages(TemplateStages):
+    """The closure stage."""
+
+    def calibrated_muons(self) -> Applied:
+        """Muons corrected with the calibration of this campaign."""
+        task = self.calibration_task
+
+        def scale() -> ScaleCalibration:
+            return load(task.output, ScaleCalibration)
+
+        return Applied("calibrated", (task,), (), lambda: self.corrections_of(scale()), scale)
+
+    def given_correction(self, path: Path) -> Applied:
+        """Muons corrected with what is in a file or an export folder.
+
+        Raises
+        ------
+        InputError : no correction there.
+        """
+        given = read_correction(path)
+        name = "given_" + "".join(c if c.isalnum() else "_" for c in path.resolve().name)
+        return Applied(name, (), given.files, lambda: (given.correction,), lambda: given.scale)
+
+    def engine_of(self, resonance: str, wanted: str | None = None) -> str:
+        """The closure engine for a resonance; data without simulation have the scalar one only."""
+        if self._is_fast(resonance):
+            if wanted == "template":
+                raise InputError(
+                    f"--engine template: the resonance {resonance} has no simulation of its own "
+                    '(reference = "fast"): use the scalar engine'
+                )
+            return "scalar"
+        return wanted or self.config.closure.engine
+
+    def closure_task(
+        self,
+        resonance: str,
+        *,
+        corrected: bool = True,
+        applied: Applied | None = None,
+        engine: str | None = None,
+    ) -> Task:
+        """Residual correction at a resonance: after the calibration, after ``applied``, or uncorrected."""
+        applied = applied or (self.calibrated_muons() if corrected else UNCORRECTED)
+        engine = self.engine_of(resonance, engine)
+        parameters = self.config.settings(resonance).closure_parameters
+        name = "_".join((resonance, *(() if applied.name == "calibrated" else (applied.name,)), engine))
+        output = self.output / "closure" / f"{name}.h5"
+        if engine == "template":
+            fit = self.template_task(resonance, applied, parameters)
+            run = partial(self._close_template, fit, applied, parameters, output)
+            after: tuple[Task, ...] = (fit, *applied.after)
+        else:
+            passes = self._passes_of(applied)
+            run = partial(self._close_scalar, resonance, passes, parameters, output)
+            after = (self.fit_task(resonance, passes), *self._scale_task(passes))
+        options = {"parameters": parameters}
+        return Task(f"closure/{name}", "closure", output, run, options, applied.inputs, after)
+
+    def _passes_of(self, applied: Applied) -> int:
+        """The pass of mass fits with these muons."""
+        if applied.name not in ("calibrated", "uncorrected"):
+            raise InputError("--calibration: only the template engine closes a given correction")
+        return self.last_pass + 1 if applied.name == "calibrated" else 0
+
+    def _close_template(self, fit: Task, applied: Applied, parameters: tuple[str, ...], output: Path) -> None:
+        save(output, template_closure(self.template_fit(fit), applied.scale(), parameters))
+
+    def _close_scalar(self, resonance: str, passes: int, parameters: tuple[str, ...], output: Path) -> None:
+        save(output, closure_test(self.mass_fits(resonance, passes), self._scale(passes), parameters))
+
+    def closure(
+        self,
+        resonance: str,
+        *,
+        corrected: bool = True,
+        applied: Applied | None = None,
+        engine: str | None = None,
+    ) -> Closure:
+        """The closure of a resonance, once its task is done."""
+        task = self.closure_task(resonance, corrected=corrected, applied=applied, engine=engine)
+        return load(task.output, Closure)
+
+    # Parts of the sample
+
+    def splits_task(self, resonance: str, *, applied: Applied | None = None) -> Task:
+        """Closure in phi, run ranges, charge order and pT asymmetry, in the template engine."""
+        applied = applied or self.calibrated_muons()
+        settings = self.config.closure
+        fit = self.template_task(resonance, applied, ("A", "M"))
+        name = f"{resonance}_splits" + ("" if applied.name == "calibrated" else f"_{applied.name}")
+        output = self.output / "closure" / f"{name}.h5"
+        simulation = self.template_simulation_task(resonance, settings.phi_sectors)
+        run = partial(self._split, resonance, applied, fit, simulation, output)
+        options = {
+            "phi_sectors": settings.phi_sectors,
+            "harmonics": settings.harmonics,
+            "run_edges": settings.run_edges,
+        }
+        after = (fit, simulation, *applied.after)
+        return Task(f"closure/{name}", "closure", output, run, options, applied.inputs, after)
+
+    def _split(self, resonance: str, applied: Applied, fit: Task, phi_simulation: Task, output: Path) -> None:
+        settings = self.config.closure
+        whole = DataAndSimulation(*self.template_histograms(resonance, fit))
+        corrections = self.corrections_at(applied, self.template_fit(fit))
+        binning = self.config.template_binning(resonance, settings.phi_sectors)
+        in_phi = DataAndSimulation(
+            self._filled(resonance, "data", binning, corrections),
+            load(phi_simulation.output, TemplateHistogram),
+        )
+        bins = self._bin_information(resonance, in_phi, whole)
+        tests = phi_tests(scale_information(bins, resonance), settings.harmonics)
+        tests += half_tests(self._bin_information(resonance, whole))
+        if settings.run_edges:
+            tests += (self._run_test(resonance, whole, corrections),)
+        save(output, ClosureSplits(resonance, tests))
+
+    def _run_test(
+        self, resonance: str, whole: DataAndSimulation, corrections: tuple[Correction, ...]
+    ) -> SplitTest:
+        edges = (0, *self.config.closure.run_edges)
+        parts, names = [], []
+        for low, high in pairwise(edges):
+            data = self._filled(
+                resonance, "data", whole.data.binning, corrections, only=partial(_in_runs, low=low, high=high)
+            )
+            bins = self._bin_information(resonance, DataAndSimulation(data, whole.simulation), whole)
+            parts.append(scale_information(bins, resonance))
+            names.append(f"runs {low} to {high - 1}")
+        return run_test(parts, names, whole.simulation.n_events)
+
+    def splits(self, resonance: str, *, applied: Applied | None = None) -> ClosureSplits:
+        """The split tests of a resonance, once their task is done."""
+        return load(self.splits_task(resonance, applied=applied).output, ClosureSplits)

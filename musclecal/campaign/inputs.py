@@ -1,0 +1,256 @@
+"""What a campaign file gives: its samples, the tasks that make them, the binning, the selected events."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from musclecal.binning import Binning
+from musclecal.config import CampaignConfig, load_campaign
+from musclecal.errors import InputError
+from musclecal.events import expand_paths, write_dimuons
+from musclecal.records import DimuonEvents
+from musclecal.samples import Correction, Progress, Source, simulation_settings
+from musclecal.simulate import simulate
+from musclecal.tasks import Task, write_text
+
+__all__ = ["Inputs"]
+
+_FINE_BINS = 1 << 20
+_EVENTS_PER_BIN = 120
+
+
+def _quiet(done: int, total: int | None) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A campaign file and its folder.
+
+    Attributes
+    ----------
+    path : of the campaign file; files and the output folder are relative to its folder.
+    progress : told the rows done and the rows in all of a long task.
+    """
+
+    path: Path
+    progress: Progress = field(default=_quiet, compare=False)
+
+    @cached_property
+    def config(self) -> CampaignConfig:
+        """What the file says."""
+        return load_campaign(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the campaign file."""
+        return self.path.resolve().parent
+
+    @cached_property
+    def output(self) -> Path:
+        """The output folder."""
+        return self.folder / self.config.campaign.output
+
+    @property
+    def calibrated(self) -> str:
+        """Name of the resonance that is calibrated on."""
+        return self.config.campaign.resonance
+
+    @property
+    def closures(self) -> tuple[str, ...]:
+        """Resonances with data that the calibration does not use."""
+        with_data = {s.resonance: None for s in self.config.samples.values() if s.kind == "data"}
+        return tuple(name for name in with_data if name != self.calibrated)
+
+    # Samples
+
+    def _files(self, name: str) -> tuple[str, ...]:
+        sample = self.config.samples[name]
+        if sample.simulate is not None:
+            return (str(self.output / "samples" / f"{name}.{sample.simulate.format}"),)
+        patterns = [p if "://" in p else str(self.folder / p) for p in sample.files]
+        try:
+            return tuple(expand_paths(patterns))
+        except InputError as error:
+            raise InputError(f"samples.{name}.files: {error}") from None
+
+    @cached_property
+    def simulate_tasks(self) -> tuple[Task, ...]:
+        """One task per sample that the built-in simulation makes."""
+        tasks = []
+        for name, sample in self.config.samples.items():
+            if sample.simulate is None:
+                continue
+            table = sample.simulate
+            inputs = tuple(
+                str(self.folder / file) for file in (table.truth, table.resolution) if file is not None
+            )
+            options = {
+                "simulate": table.model_dump(),
+                "kind": sample.kind,
+                "resonance": repr(self.config.resonance(sample.resonance)),
+                "eta_edges": self.config.binning.edges,
+            }
+            output = Path(self._files(name)[0])
+            run = partial(self._simulate, name, output)
+            tasks.append(Task(f"simulate/{name}", "simulate", output, run, options, inputs))
+        return tuple(tasks)
+
+    def _simulate(self, name: str, output: Path) -> None:
+        sample = self.config.samples[name]
+        table = sample.simulate
+        assert table is not None
+        resonance = self.config.resonance(sample.resonance)
+        settings = simulation_settings(sample, table, resonance, self.config.binning.edges, self.folder)
+        if table.generator == "pythia8":
+            from musclecal.pythia import simulate_with_pythia as generate
+        else:
+            generate = simulate
+        write_dimuons(output, self._watched(generate(settings, table.events, table.seed), table.events))
+
+    def _watched(self, chunks: Iterable[DimuonEvents], total: int) -> Iterator[DimuonEvents]:
+        done = 0
+        for events in chunks:
+            yield events
+            done += len(events)
+            self.progress(done, total)
+
+    def _inputs(self, resonance: str, kind: str) -> tuple[tuple[str, ...], tuple[Task, ...]]:
+        """(files, tasks) that the samples of a resonance and kind come from."""
+        names = self.config.samples_of(resonance, kind)
+        made = {task.name: task for task in self.simulate_tasks}
+        tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
+        owner: dict[str, str] = {}
+        for name in names:
+            for file in () if f"simulate/{name}" in made else self._files(name):
+                if file in owner:
+                    raise InputError(
+                        f"{file}: belongs to the samples {owner[file]} and {name}: it would count twice"
+                    )
+                owner[file] = name
+        files = tuple(owner)
+        return tuple(f.rsplit(":", 1)[0] if ".root:" in f else f for f in files), tasks
+
+    def _source(
+        self,
+        resonance: str,
+        kind: str,
+        *,
+        muon_pt: tuple[float, float] | None = None,
+        mass_window: tuple[float, float] | None = None,
+        corrections: tuple[Correction, ...] = (),
+    ) -> Source:
+        """Selected events of the samples of a resonance and kind."""
+        samples = self.config.samples_of(resonance, kind)
+        edges = self.config.binning.edges
+        return Source(
+            samples={name: (sample, self._files(name)) for name, sample in samples.items()},
+            eta_range=(edges[0], edges[-1]),
+            muon_pt=muon_pt,
+            mass_window=mass_window,
+            corrections=corrections,
+            chunk_events=self.config.campaign.chunk_events,
+            generator=kind == "simulation",
+            progress=self.progress,
+        )
+
+    def _binned_source(
+        self, resonance: str, kind: str, binning: Binning, corrections: tuple[Correction, ...] = ()
+    ) -> Source:
+        """Selected events for mass fits: cut where the axes end."""
+        muon_pt = None if binning.pt_scaled else (binning.pt_edges[0], binning.pt_edges[-1])
+        return self._source(
+            resonance, kind, muon_pt=muon_pt, mass_window=binning.mass_window, corrections=corrections
+        )
+
+    def _sample_options(self, resonance: str, kind: str) -> dict[str, object]:
+        samples = self.config.samples_of(resonance, kind)
+        return {name: sample.model_dump(exclude={"files", "simulate"}) for name, sample in samples.items()}
+
+    # Binning
+
+    @cached_property
+    def _binning_tasks(self) -> dict[str, Task]:
+        return {}
+
+    def binning_task(self, resonance: str) -> Task:
+        """The pT edges of a resonance: given, or from the data."""
+        if not self.config.samples_of(resonance, "data"):
+            raise InputError(f'samples: no sample of kind "data" for the resonance {resonance}')
+        if resonance not in self._binning_tasks:
+            files, tasks = self._inputs(resonance, "data")
+            r, table = self.config.resonance(resonance), self.config.settings(resonance)
+            given = table.pt_edges is not None
+            options = {
+                "pt_edges": r.pt_edges,
+                "given": given,
+                "muon_pt": table.muon_pt,
+                "eta_edges": self.config.binning.edges,
+                "mass_window": r.mass_window,
+                "pt_scaled": r.pt_scaled,
+                "samples": self._sample_options(resonance, "data"),
+            }
+            self._binning_tasks[resonance] = Task(
+                f"binning/{resonance}",
+                "fill",
+                self.output / "binning" / f"{resonance}.json",
+                partial(self._choose_edges, resonance),
+                options,
+                () if given else files,
+                () if given else tasks,
+            )
+        return self._binning_tasks[resonance]
+
+    def _choose_edges(self, resonance: str) -> None:
+        table = self.config.settings(resonance)
+        edges = self.config.resonance(resonance).pt_edges
+        if table.pt_edges is None:
+            outer = table.muon_pt or (edges[0], edges[-1])
+            binning = self.config.binning_of(resonance, outer)
+            edges = _edges_for(self._binned_source(resonance, "data", binning), binning)
+        self.config.binning_of(resonance, edges)
+        text = json.dumps({"resonance": resonance, "pt_edges": edges})
+        write_text(self.binning_task(resonance).output, text + "\n")
+
+    def binning(self, resonance: str) -> Binning:
+        """The 4D binning, once its task is done."""
+        path = self.binning_task(resonance).output
+        try:
+            edges = tuple(json.loads(path.read_text(encoding="utf-8"))["pt_edges"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: damaged: delete it, or rerun with --force") from None
+        return self.config.binning_of(resonance, edges)
+
+
+def _edges_for(source: Iterable[DimuonEvents], binning: Binning) -> tuple[float, ...]:
+    """Two to six pT bins with equal numbers of muons, such that a typical 4D bin has enough events.
+
+    Muons are counted in very fine bins of ln pT: the edges do not depend on the chunks or the order of the events.
+    """
+    low, high = binning.pt_edges[0], binning.pt_edges[-1]
+    step = np.log(high / low) / _FINE_BINS
+    eta_edges, n_eta = np.array(binning.eta_edges), binning.n_eta
+    muons, pairs = np.zeros(_FINE_BINS, dtype=np.int64), np.zeros(n_eta * n_eta, dtype=np.int64)
+    for events in source:
+        common = binning.mass_reference / events.mass if binning.pt_scaled else 1.0
+        fine = [
+            np.floor(np.log(m.pt * common / low) / step).astype(np.int64) for m in (events.plus, events.minus)
+        ]
+        i, j = (np.searchsorted(eta_edges, m.eta, side="right") - 1 for m in (events.plus, events.minus))
+        inside = (np.minimum(*fine) >= 0) & (np.maximum(*fine) < _FINE_BINS)
+        for index in fine:
+            muons += np.bincount(index[inside], minlength=_FINE_BINS)
+        pairs += np.bincount((i * n_eta + j)[inside], minlength=n_eta * n_eta)
+    n_all = int(pairs.sum())
+    if n_all < 2:
+        raise InputError(f"only {n_all} selected pairs: check units, mass_window and cuts")
+    occupied = 1.0 / np.sum((pairs / n_all) ** 2)
+    n_pt = int(np.clip(np.sqrt(n_all / (_EVENTS_PER_BIN * occupied)), 2, 6))
+    below = np.cumsum(muons) / muons.sum()
+    inner = low * np.exp(step * (0.5 + np.searchsorted(below, np.arange(1, n_pt) / n_pt)))
+    edges = (low, *(float(f"{x:.3g}") for x in inner), high)
+    return tuple(float(x) for x in np.unique(edges) if low <= x <= high)
