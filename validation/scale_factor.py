@@ -12,9 +12,8 @@ by what they know about s.
 
 **The interval of s** is Neyman's central one. With unit Gaussian z, an experiment whose true factor is t finds less
 than the observed s where :math:`\sum_i z_i^2 (1 + t^2\lambda_i)/(1 + s^2\lambda_i) < n`. This is linear in t^2: each
-toy z has one t^2 at which it gives exactly the observed s, and the limits are quantiles of these t^2. No scan is needed,
-and only the number of toys makes it inexact. Quantiles of toys thrown at the observed s cover less well
-(docs/systematic.md).
+toy z has one t^2 at which it gives exactly the observed s, and the limits are quantiles of these t^2. No scan is
+needed, and only the number of toys makes it inexact (docs/systematic.md compares with two other intervals).
 
 Not for: where J and W come from, which is the business of `musclecal.validation.systematics`.
 """
@@ -162,8 +161,10 @@ def toy_interval(
 
     At a true factor equal to a limit, toys give an s beyond the observed one with probability (1 - level)/2. Where the
     observed s is 0 the upper limit says how large the truth may be for 0 not to be rare (it covers more than stated).
-    The upper limit is inf where the calibration part is zero.
+    It is (0, inf) where the calibration part is zero.
     """
+    if not np.any(ratio > 0.0):
+        return tuple((0.0, np.inf) for _ in levels)
     share = 1.0 / (1.0 + s * s * ratio)
     squares = np.concatenate(
         [_square_that_gives(pulls, share, ratio) for pulls in _toy_pulls(ratio.size, n_toys, seed)]
@@ -175,9 +176,7 @@ def toy_interval(
 
 def _square_that_gives(pulls: Floats, share: Floats, ratio: Floats) -> Floats:
     """t^2 of the toys, with sum z^2 (1 + t^2 lambda) share = n."""
-    lever = pulls @ (share * ratio)
-    missing = ratio.size - pulls @ share
-    return np.where(lever > 0.0, missing / np.where(lever > 0.0, lever, 1.0), np.inf)
+    return np.asarray((ratio.size - pulls @ share) / (pulls @ (share * ratio)))
 
 
 def likelihood_factor(modes: Modes) -> float:

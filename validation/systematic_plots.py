@@ -96,14 +96,15 @@ def _factor_text(factor: ScaleFactor) -> str:
 
 
 def independent_pulls(closure: Closure) -> Floats:
-    """(n,) residuals in the eigenvectors of their whole correlation matrix, in units of their errors.
+    """(n,) R^-1/2 p, with p the residuals over their whole errors and R the correlation matrix of these.
 
-    Independent unit Gaussians if the stated uncertainties are right; their squares add up to chi2.
+    Independent unit Gaussians if the stated uncertainties are right, each as close as can be to the pull of its own
+    parameter; their squares add up to chi2.
     """
     total = closure.covariance + closure.calibration_covariance
     eigenvalues, vectors = np.linalg.eigh(correlation(total))
     pulls = closure.values.ravel() / np.sqrt(np.diagonal(total))
-    return np.asarray((vectors.T @ pulls) / np.sqrt(eigenvalues))
+    return np.asarray(vectors @ ((vectors.T @ pulls) / np.sqrt(eigenvalues)))
 
 
 def plot_residual_pulls(closure: Closure, path: str | os.PathLike[str], *, pdf: bool = False) -> None:
@@ -129,11 +130,11 @@ def _draw_independent(axis: "Axes", pulls: Floats) -> None:
     limit = max(4.0, np.ceil(np.abs(pulls).max()))
     edges = np.linspace(-limit, limit, int(4 * limit) + 1 if limit <= 6.0 else 33)
     x = np.linspace(-limit, limit, 301)
-    axis.hist(pulls, edges, color=_BAND, label="residuals")
+    axis.stairs(np.histogram(pulls, edges)[0], edges, fill=True, lw=0, color=_BAND, label="residuals")
     axis.plot(x, len(pulls) * (edges[1] - edges[0]) * norm.pdf(x), color=_FIT, lw=1.8, label="unit Gaussian")
     n = len(pulls)
     axis.set_xlim(-limit, limit)
-    axis.set_ylim(0.0, 1.45 * axis.get_ylim()[1])
+    axis.set_ylim(0.0, 1.35 * axis.get_ylim()[1])
     axis.set_xlabel("independent pull")
     _text_box(axis, [f"mean {pulls.mean():+.2f} ± {n**-0.5:.2f}", f"rms {np.sqrt(np.mean(pulls**2)):.2f}"])
     _legend(axis, ["residuals", "unit Gaussian"], loc="upper right", fontsize=10.5)
@@ -196,30 +197,21 @@ def plot_s_toys(
     top = 1.05 * max(factor.s, factor.s_ml, *(float(np.quantile(x, 0.999)) for x in samples))
     edges = np.linspace(0.0, top, 71)
     low, high = factor.interval_68
-    labels = [
-        "toys, s = 1",
-        f"toys, s = {factor.s:.2f}",
-        _factor_text(factor),
-        f"likelihood: {factor.s_ml:.2f}",
-    ]
-    styles = [
-        {"fill": True, "color": _BAND, "lw": 0},
-        {"color": _FIT, "lw": 1.6, "baseline": None},
-    ]
+    labels = ["toys, s = 1", f"toys, s = {factor.s:.2f}", _factor_text(factor)]
+    labels.append(f"likelihood: {factor.s_ml:.2f}")
     with _figure(path, 7.5, 5.0, pdf) as figure:
         axis = figure.subplots()
-        highest = 0.0
-        for sample, label, style in zip(samples, labels, styles, strict=False):
-            density = np.histogram(sample, edges)[0] / (len(sample) * (edges[1] - edges[0]))
-            axis.stairs(density, edges, label=label, zorder=1, **style)
-            highest = max(highest, float(density.max()))
-        axis.axvline(factor.s, color=_DATA, lw=2.0, label=labels[2], zorder=3)
-        axis.axvspan(low, min(high, top), ymax=0.04, color=_DATA, alpha=0.35, lw=0, zorder=2)
-        axis.axvline(factor.s_ml, color=_TRUTH, lw=1.8, ls=":", label=labels[3], zorder=3)
+        heights = [np.histogram(x, edges)[0] / (len(x) * (edges[1] - edges[0])) for x in samples]
+        axis.stairs(heights[0], edges, label=labels[0], fill=True, color=_BAND, lw=0, zorder=1)
+        for height in heights[1:]:
+            axis.stairs(height, edges, label=labels[1], baseline=None, color=_FIT, lw=1.6, zorder=1)
+        axis.axvspan(low, min(high, top), ymax=0.03, color=_DATA, alpha=0.35, lw=0, zorder=2)
+        axis.axvline(factor.s, ymax=0.62, color=_DATA, lw=2.0, label=labels[2], zorder=3)
+        axis.axvline(factor.s_ml, ymax=0.62, color=_TRUTH, lw=1.8, ls=":", label=labels[3], zorder=3)
         axis.set_xlim(0.0, top)
-        axis.set_ylim(0.0, 1.5 * highest)
+        axis.set_ylim(0.0, 1.6 * max(float(height.max()) for height in heights))
         axis.set_xlabel("factor s on the uncertainty of the calibration")
         axis.set_ylabel("probability density")
-        beyond = float(np.mean(samples[0] >= factor.s))
-        axis.set_title(f"{factor.name}: {100.0 * beyond:.2g} % of the toys with s = 1 find as much or more")
-        _legend(axis, labels, loc="upper right")
+        beyond, n_toys = int(np.count_nonzero(np.asarray(unbiased) >= factor.s)), len(unbiased)
+        axis.set_title(f"{factor.name}: {beyond:,} of {n_toys:,} toys with s = 1 find as much or more")
+        _legend(axis, labels, loc="upper right", ncols=2)
