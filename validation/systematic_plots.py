@@ -206,10 +206,10 @@ def plot_s_toys(
         for height in heights[1:]:
             axis.stairs(height, edges, label=labels[1], baseline=None, color=_FIT, lw=1.6, zorder=1)
         axis.axvspan(low, min(high, top), ymax=0.03, color=_DATA, alpha=0.35, lw=0, zorder=2)
-        axis.axvline(factor.s, ymax=0.62, color=_DATA, lw=2.0, label=labels[2], zorder=3)
-        axis.axvline(factor.s_ml, ymax=0.62, color=_TRUTH, lw=1.8, ls=":", label=labels[3], zorder=3)
+        axis.axvline(factor.s, ymax=0.68, color=_DATA, lw=2.0, label=labels[2], zorder=3)
+        axis.axvline(factor.s_ml, ymax=0.68, color=_TRUTH, lw=1.8, ls=":", label=labels[3], zorder=3)
         axis.set_xlim(0.0, top)
-        axis.set_ylim(0.0, 1.6 * max(float(height.max()) for height in heights))
+        axis.set_ylim(0.0, 1.45 * max(float(height.max()) for height in heights))
         axis.set_xlabel("factor s on the uncertainty of the calibration")
         axis.set_ylabel("probability density")
         beyond, n_toys = int(np.count_nonzero(np.asarray(unbiased) >= factor.s)), len(unbiased)

@@ -194,17 +194,27 @@ def test_a_closure_with_e_sees_the_calibration_whole(small: tuple[ScaleCalibrati
 # Toys: only the right covariance makes them expected
 
 
-@pytest.mark.parametrize("which", ["Y1S", "Z", JOINT])
-def test_p_values_are_uniform(small: tuple[ScaleCalibration, list[Closure]], which: str) -> None:
-    """A wrong sign in P, a missing mass, missing blocks between the closures: each makes them pile up at an end."""
-    calibration, closures = small
-    chosen = [c for c in closures if which in (c.resonance, JOINT)]
+def p_values_of_toys(calibration: ScaleCalibration, closures: list[Closure], n: int) -> list[float]:
     rng = np.random.default_rng(11)
-    p_values = []
-    for _ in range(300):
-        stack = stacked_residuals(calibration, throw(rng, calibration, chosen, 1.0))
-        p_values.append(chi2_of(stack.residual, stack.calibration_part + stack.closure_part).p_value)
+    stacks = (stacked_residuals(calibration, throw(rng, calibration, closures, 1.0)) for _ in range(n))
+    return [chi2_of(x.residual, x.calibration_part + x.closure_part).p_value for x in stacks]
+
+
+@pytest.mark.parametrize("which", ["Y1S", "Z"])
+def test_p_values_are_uniform(small: tuple[ScaleCalibration, list[Closure]], which: str) -> None:
+    """A wrong sign in P or a missing mass makes them pile up at an end."""
+    calibration, closures = small
+    p_values = p_values_of_toys(calibration, [c for c in closures if c.resonance == which], 300)
     assert kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_p_values_of_two_precise_closures_are_uniform(
+    small: tuple[ScaleCalibration, list[Closure]],
+) -> None:
+    """They see the same error of the calibration: counted as two, chi2 has the right mean and too large a spread."""
+    calibration, _ = small
+    precise = [make_closure(name, calibration, 0.1) for name in ("Y1S", "Z")]
+    assert kstest(p_values_of_toys(calibration, precise, 800), "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("truth", [1.0, 2.1])
