@@ -5,7 +5,7 @@
 
 The covariances are those of a Fisher model: kinematics from the simulation of the package, in 24 eta bins, mass scales
 as well measured as the mass width and the number of events allow. Toys draw the error of the calibration from s^2 V,
-once for all closures, the resonances' masses, and the closures' own errors. One command, three minutes.
+once for all closures, the resonances' masses, and the closures' own errors. One command, three minutes of one core.
 """
 
 import argparse
