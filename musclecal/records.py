@@ -25,9 +25,13 @@ __all__ = [
     "MassFits",
     "MassHistogram",
     "Muons",
+    "NuisanceGroup",
+    "Nuisances",
     "ScaleCalibration",
+    "ScaleFactor",
     "ScaleInformation",
     "ScaleParameters",
+    "ScaleSystematic",
     "ScaleWithCovariance",
     "SplitTest",
     "TemplateFit",
@@ -500,3 +504,98 @@ class ClosureSplits:
     def p_value(self) -> float:
         """Probability that the smallest of so many independent p-values is that small or smaller (Sidak)."""
         return float(-np.expm1(len(self.tests) * np.log1p(-min(self.worst.p_value, 1.0 - 1e-15))))
+
+
+@dataclass(frozen=True)
+class ScaleFactor:
+    """The factor on the calibration's uncertainty that makes the residuals of a closure, or of several, expected.
+
+    Attributes
+    ----------
+    name : of the resonance, or "joint".
+    s : solution of chi2(s) = ndf, unclipped; 0 where the closure's own uncertainty is enough.
+    interval_68, interval_95 : (low, high) central confidence intervals of s, from toys.
+    s_ml : maximum-likelihood value, a cross-check; interval_68_ml, interval_95_ml : where -2 ln L rises by 1 and 3.84.
+    chi2, ndf, p_value : of the residuals at s = 1.
+    """
+
+    name: str
+    s: float
+    interval_68: tuple[float, float]
+    interval_95: tuple[float, float]
+    s_ml: float
+    interval_68_ml: tuple[float, float]
+    interval_95_ml: tuple[float, float]
+    chi2: float
+    ndf: int
+    p_value: float
+
+    @property
+    def s_quoted(self) -> float:
+        """max(1, s)."""
+        return max(1.0, self.s)
+
+
+@dataclass(frozen=True)
+class ScaleSystematic:
+    """The uncertainty of a calibration, scaled to what the closures show.
+
+    Attributes
+    ----------
+    eta_edges : (n_eta + 1,).
+    factors : one per closure. joint : of all closures together.
+    quoted : name of the factor that is quoted.
+    covariance : (3 n_eta, 3 n_eta) of the calibration times `s` squared, order A0, e0, M0, A1, ...
+    """
+
+    eta_edges: Floats
+    factors: tuple[ScaleFactor, ...]
+    joint: ScaleFactor
+    quoted: str
+    covariance: Floats
+
+    @property
+    def s(self) -> float:
+        """The quoted factor, at least 1."""
+        return self.factor(self.quoted).s_quoted
+
+    def factor(self, name: str) -> ScaleFactor:
+        """That of the resonance ``name``, or "joint". Raises KeyError for another name."""
+        return {factor.name: factor for factor in (*self.factors, self.joint)}[name]
+
+
+@dataclass(frozen=True)
+class NuisanceGroup:
+    """Independent one-sigma variations of some parameters of every eta bin: the sum of v v^T is their covariance.
+
+    Attributes
+    ----------
+    name : where the uncertainty comes from.
+    eta_edges : (n_eta + 1,).
+    parameters : (n_fitted,) letters of the parameters of an eta bin: of A, e, M or of a, b, c, in this order.
+    names : (n_nuisance,).
+    variations : (n_nuisance, n_eta n_fitted), parameters of an eta bin together.
+    """
+
+    name: str
+    eta_edges: Floats
+    parameters: tuple[str, ...]
+    names: tuple[str, ...]
+    variations: Floats
+
+    @property
+    def covariance(self) -> Floats:
+        """(n_eta n_fitted, ...) sum of v v^T."""
+        return np.asarray(self.variations.T @ self.variations)
+
+
+@dataclass(frozen=True)
+class Nuisances:
+    """All uncertainties of a calibration as independent nuisances, in groups of one source each."""
+
+    groups: tuple[NuisanceGroup, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(n_nuisance,) of all groups, in order."""
+        return tuple(name for group in self.groups for name in group.names)

@@ -22,9 +22,13 @@ from musclecal.records import (
     MassFits,
     MassHistogram,
     Muons,
+    NuisanceGroup,
+    Nuisances,
     ScaleCalibration,
+    ScaleFactor,
     ScaleInformation,
     ScaleParameters,
+    ScaleSystematic,
     TemplateHistogram,
 )
 from musclecal.store import load, load_attributes, save, written_atomically
@@ -147,6 +151,14 @@ EXAMPLES: dict[str, Any] = {
         1.0,
     ),
 }
+FACTOR = ScaleFactor("Z", 0.0, (0.0, 0.9), (0.0, np.inf), 0.1, (0.0, 1 / 3), (0.0, 1.0), 40.1, 48, 0.8)
+GROUP = NuisanceGroup("closure_Z", floats(5), ("A", "M"), ("closure_Z_0", "closure_Z_1"), floats(2, 8))
+EXAMPLES["scale factor"] = FACTOR
+EXAMPLES["systematic"] = ScaleSystematic(
+    floats(5), (FACTOR,), replace(FACTOR, name="joint"), "joint", floats(12, 12)
+)
+EXAMPLES["nuisance group"] = GROUP
+EXAMPLES["nuisances"] = Nuisances((GROUP, replace(GROUP, name="é", names=())))
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

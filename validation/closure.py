@@ -12,19 +12,23 @@ with P the projection of (A, e, M) on what is fitted: A - e <k_C> and M.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.optimize import brentq
 
 from musclecal.covariance import chi2_of
-from musclecal.errors import InputError
 from musclecal.fits.scale_fit import fit_scale
 from musclecal.fits.scale_information import solve_eta_bins
 from musclecal.records import Closure, Floats, MassFits, ScaleWithCovariance, TemplateFit
 from musclecal.resonances import resonance
+from musclecal.validation.scale_factor import scale_factor
 
-__all__ = ["closure_test", "mean_residual", "overlap", "projection", "scale_factor", "template_closure"]
-
-_LARGEST_FACTOR = 1e6
+__all__ = [
+    "closure_test",
+    "mass_direction",
+    "mean_residual",
+    "overlap",
+    "projection",
+    "scale_factor",
+    "template_closure",
+]
 
 
 def projection(parameter_names: tuple[str, ...], mean_k: Floats) -> Floats:
@@ -53,33 +57,14 @@ def overlap(eta_edges: Floats, calibrated_edges: Floats) -> Floats:
     return np.kron(share, np.eye(3))
 
 
-def scale_factor(residual: Floats, calibration_part: Floats, closure_part: Floats) -> float:
-    """s with r^T (s^2 calibration_part + closure_part)^-1 r = n; 0 where the closure part alone is large enough.
-
-    In the common eigenvectors of both parts chi2 is a sum of independent terms. Raises `InputError` where no s will do.
-    Shapes: (n,), (n, n), (n, n).
-    """
-    n = len(residual)
-    if chi2_of(residual, closure_part).chi2 <= n:
-        return 0.0
-    unit = np.sqrt(np.diag(closure_part))
-    units = np.outer(unit, unit)
-    ratio, modes = eigh(calibration_part / units, closure_part / units)
-    pull_squared, ratio = (modes.T @ (residual / unit)) ** 2, np.clip(ratio, 0.0, None)
-
-    def excess(s: float) -> float:
-        return float(np.sum(pull_squared / (1.0 + s * s * ratio))) - n
-
-    if excess(_LARGEST_FACTOR) > 0.0:
-        raise InputError(
-            "closure: no scale factor makes the residuals expected; is the calibration covariance zero?"
-        )
-    return float(brentq(excess, 0.0, _LARGEST_FACTOR, xtol=1e-6))
+def mass_direction(parameter_names: tuple[str, ...], n_eta: int) -> Floats:
+    """(n_eta n_fitted,) 1 for every A: what a relative error of the resonance mass moves."""
+    return np.tile([1.0 if name == "A" else 0.0 for name in parameter_names], n_eta)
 
 
 def _mass_part(parameter_names: tuple[str, ...], n_eta: int, relative_error: float) -> Floats:
     """Covariance of a common relative error of the resonance mass: it moves all A together."""
-    direction = np.tile([1.0 if name == "A" else 0.0 for name in parameter_names], n_eta)
+    direction = mass_direction(parameter_names, n_eta)
     return relative_error**2 * np.outer(direction, direction)
 
 

@@ -248,7 +248,8 @@ def test_a_calibration_in_finer_bins_closes_with_its_averaged_uncertainty(
     edges = calibration.eta_edges
     finer = np.sort(np.concatenate([edges, 0.5 * (edges[1:] + edges[:-1])]))
     twice = np.kron(np.repeat(np.eye(N_ETA), 2, axis=0), np.eye(3))
-    split = ScaleWithCovariance(finer, *np.zeros((3, 2 * N_ETA)), twice @ calibration.covariance @ twice.T)
+    zero = np.zeros(2 * N_ETA)
+    split = ScaleWithCovariance(finer, zero, zero, zero, twice @ calibration.covariance @ twice.T)
     same = closure_test(fits, calibration)
     np.testing.assert_allclose(
         closure_test(fits, split).calibration_covariance, same.calibration_covariance, rtol=1e-12
