@@ -6,7 +6,7 @@ import pytest
 from musclecal.binning import Binning, equal_eta_edges
 from musclecal.errors import InputError
 from musclecal.fits.histogram import fill
-from musclecal.fits.resolution import measured_resolution
+from musclecal.fits.fast_resolution import measured_resolution
 from musclecal.records import Floats, MassHistogram
 from musclecal.resonances import resonance
 from musclecal.simulate import ResolutionModel, SimulationSettings, first_events
