@@ -71,7 +71,7 @@ class ScoreMoments:
 def score_moments(
     model: SignalModel, background: str, parameters: Floats, *, signal_noise: bool = False
 ) -> ScoreMoments:
-    """Moments of the width score at ``parameters`` (n_bin, 4): scale, width, background fraction and slope of `BinFits`.
+    """Moments of the width score at ``parameters`` (n_bin, 4): scale, width, background fraction and slope.
 
     A background fraction of zero counts as not fitted. With ``signal_noise`` only the signal fluctuates: background was
     added to simulation without noise.
@@ -84,7 +84,9 @@ def score_moments(
     return ScoreMoments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _moments(model: SignalModel, kind: int, theta: Floats, signal_noise: bool) -> tuple[Floats, Floats, Floats]:
+def _moments(
+    model: SignalModel, kind: int, theta: Floats, signal_noise: bool
+) -> tuple[Floats, Floats, Floats]:
     free = np.ones((len(theta), 4))
     free[:, 2:] = ((theta[:, 2] > 0.0) & (kind > 0))[:, None]
     p, first = _expected(model, kind, theta)
@@ -94,7 +96,9 @@ def _moments(model: SignalModel, kind: int, theta: Floats, signal_noise: bool) -
         shift[c] = _STEPS[c]
         up, down = _expected(model, kind, theta + shift)[1], _expected(model, kind, theta - shift)[1]
         second[:, :, c] = (up - down) / (2.0 * _STEPS[c])
-    second = 0.5 * (second + second.transpose(0, 2, 1, 3)) * (free[:, :, None] * free[:, None, :])[:, :, :, None]
+    second = (
+        0.5 * (second + second.transpose(0, 2, 1, 3)) * (free[:, :, None] * free[:, None, :])[:, :, :, None]
+    )
     fraction = free[:, 2:3] * theta[:, 2:3]
     # p = S + fraction dp/dfraction with S the signal by itself, of which 1 - fraction is in the sum.
     noise = (1.0 - fraction) * (p - fraction * first[:, 2]) if signal_noise else p

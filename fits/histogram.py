@@ -88,7 +88,7 @@ def _accumulate(
                 return False
         else:
             counts[row, mass_bin[n]] += 1
-        last = values.shape[1]
+        last = int(values.shape[1])
         for c in range(last):
             sums[row, c] += int(round(w * values[n, c] * units[c]))
             if sums[row, c] < 0:
@@ -286,7 +286,9 @@ def as_hist(histogram: MassHistogram, *, keep: tuple[str, ...] = ("mass",)):  # 
     unknown = set(keep) - set(names)
     if unknown:
         raise InputError(f"unknown axis {sorted(unknown)[0]!r}: known are {', '.join(names)}")
-    edges = dict(zip(names, (b.eta_edges, b.eta_edges, b.pt_edges, b.pt_edges, b.mass_edges), strict=True))
+    edges = dict(
+        zip(names, (b.eta_edges, b.eta_edges, b.pt_edges, b.pt_edges, tuple(b.mass_edges)), strict=True)
+    )
     rows, mass = np.nonzero(histogram.counts)
     index = dict(zip(names, (*b.unravel(histogram.bins[rows]), mass), strict=True))
     shape = tuple(len(edges[name]) - 1 for name in keep)

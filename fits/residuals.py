@@ -100,7 +100,9 @@ def core_variance(residuals: MuonResiduals) -> tuple[Floats, Ints]:
             mean = (kept @ x) / n
             square = ((x - mean[:, :, None]) ** 2 * kept).sum(axis=2) / (n - 1.0)
             # Sheppard: equal bins widen the variance by step^2/12.
-            variance = np.where(n > 1.0, (square - step**2 / 12.0) / (1.0 if inside.all() else _INSIDE), np.nan)
+            variance = np.where(
+                n > 1.0, (square - step**2 / 12.0) / (1.0 if inside.all() else _INSIDE), np.nan
+            )
             now = np.abs(x - mean[:, :, None]) <= _CORE * np.sqrt(variance)[:, :, None]
         if np.array_equal(now, inside):
             break

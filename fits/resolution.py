@@ -69,9 +69,11 @@ def _least_squares(
     n_row, n_eta, n_par = design.shape
     weighted = design.reshape(n_row, n_eta * n_par) / error[:, None]
     size = np.sqrt((weighted**2).sum(axis=0))
-    for p in np.flatnonzero(size == 0.0):
-        low, high = eta_edges[p // n_par], eta_edges[p // n_par + 1]
-        raise InputError(f"resolution: eta bin {p // n_par} ({low:g} to {high:g}) has no fitted width")
+    if np.any(size == 0.0):
+        i = int(np.argmin(size)) // n_par
+        raise InputError(
+            f"resolution: eta bin {i} ({eta_edges[i]:g} to {eta_edges[i + 1]:g}) has no fitted width"
+        )
     scaled = weighted / size
     normal = scaled.T @ scaled
     eigenvalues, vectors = np.linalg.eigh(normal)
@@ -84,7 +86,11 @@ def _least_squares(
     factor = cho_factor(normal)
     solution = cho_solve(factor, scaled.T @ (target / error))
     covariance = cho_solve(factor, np.eye(len(normal))) / size[:, None] / size
-    return solution / size, 0.5 * (covariance + covariance.T), float(np.sum((target / error - scaled @ solution) ** 2))
+    return (
+        solution / size,
+        0.5 * (covariance + covariance.T),
+        float(np.sum((target / error - scaled @ solution) ** 2)),
+    )
 
 
 def _record(
@@ -141,7 +147,9 @@ def fit_resolution(
     if kind not in ("difference", "data", "simulation"):
         raise InputError(f"resolution: kind must be difference, data or simulation, got {kind!r}")
     if not widths or any(w.binning.eta_edges != widths[0].binning.eta_edges for w in widths):
-        raise InputError("resolution: mass widths with the same eta bins are needed, of at least one resonance")
+        raise InputError(
+            "resolution: mass widths with the same eta bins are needed, of at least one resonance"
+        )
     names, eta_edges = _parameters(fit_b), np.array(widths[0].binning.eta_edges)
     n_eta = len(eta_edges) - 1
     designs, targets, variances = [], [], []
@@ -149,15 +157,32 @@ def fit_resolution(
         i, j, _, _ = w.binning.unravel(w.bins)
         columns = _columns(names, w.mean_pt, w.mean_pt2, d)
         designs.append(np.stack([share_of_muons(n_eta, i, j, w.mean_f, *x.T) for x in columns], axis=2))
-        targets.append({"difference": w.data - w.simulation, "data": w.data, "simulation": w.simulation}[kind])
+        targets.append(
+            {"difference": w.data - w.simulation, "data": w.data, "simulation": w.simulation}[kind]
+        )
         parts = {"data": w.data_error**2, "simulation": w.simulation_error**2}
         variances.append(parts["data"] + parts["simulation"] if kind == "difference" else parts[kind])
-    design, target, error = np.concatenate(designs), np.concatenate(targets), np.sqrt(np.concatenate(variances))
+    design, target, error = (
+        np.concatenate(designs),
+        np.concatenate(targets),
+        np.sqrt(np.concatenate(variances)),
+    )
     values, covariance, chi2 = _least_squares(design, target, error, names, eta_edges)
     eta_bin = np.concatenate([bins for w in widths for bins in w.binning.unravel(w.bins)[:2]])
     pt = np.concatenate([column for w in widths for column in w.mean_pt.T])
     source = tuple(w.resonance for w in widths)
-    return _record(kind, source, eta_edges, names, d, values, covariance, chi2, len(target), _pt_range(n_eta, eta_bin, pt))
+    return _record(
+        kind,
+        source,
+        eta_edges,
+        names,
+        d,
+        values,
+        covariance,
+        chi2,
+        len(target),
+        _pt_range(n_eta, eta_bin, pt),
+    )
 
 
 def fit_generator_resolution(
@@ -178,7 +203,9 @@ def fit_generator_resolution(
     target, relative = variance[i, cell], np.sqrt(2.0 / n[i, cell])
     expected = target
     for _ in range(4):
-        values, covariance, chi2 = _least_squares(design, target, relative * expected, names, residuals.eta_edges)
+        values, covariance, chi2 = _least_squares(
+            design, target, relative * expected, names, residuals.eta_edges
+        )
         expected = np.clip(design.reshape(len(i), -1) @ values, 0.25 * target, 4.0 * target)
     return _record(
         "simulation", ("generator",), residuals.eta_edges, names, d, values, covariance, chi2, len(target),
@@ -196,7 +223,9 @@ def data_resolution(simulation: Resolution, difference: Resolution) -> Resolutio
     ------
     InputError : other eta bins, parameters or d.
     """
-    same = np.array_equal(simulation.eta_edges, difference.eta_edges) and np.array_equal(simulation.d, difference.d)
+    same = np.array_equal(simulation.eta_edges, difference.eta_edges) and np.array_equal(
+        simulation.d, difference.d
+    )
     if not same or simulation.parameter_names != difference.parameter_names:
         raise InputError("resolution: simulation and difference have other eta bins, parameters or d")
     return replace(
@@ -245,6 +274,8 @@ def smearing_variations(difference: Resolution) -> tuple[Smearing, ...]:
     shifts = shifts.reshape(len(shifts), len(difference.a), len(difference.parameter_names))
     variations = []
     for shift in shifts:
-        moved = {name: getattr(difference, name) + shift[:, n] for n, name in enumerate(difference.parameter_names)}
+        moved = {
+            name: getattr(difference, name) + shift[:, n] for n, name in enumerate(difference.parameter_names)
+        }
         variations.append(smearing_difference(replace(difference, **moved)))
     return tuple(variations)

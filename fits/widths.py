@@ -31,7 +31,7 @@ _ROUNDS = 2
 
 
 def share_of_muons(n_eta: int, i: Ints, j: Ints, f: Floats, plus: Floats, minus: Floats) -> Floats:
-    """(n_bin, n_eta) dense rows f+^2 plus/4 at the eta bin of mu+ and f-^2 minus/4 at that of mu- (physics.md section 3)."""
+    """(n_bin, n_eta): f+^2 plus/4 at the eta bin of mu+ and f-^2 minus/4 at that of mu- (physics.md section 3)."""
     rows = np.arange(len(i))
     share = np.zeros((len(i), n_eta))
     np.add.at(share, (rows, i), 0.25 * f[:, 0] ** 2 * plus)
@@ -87,7 +87,13 @@ def _first_look(fits: BinFits, bins: _Bins) -> Floats:
 
 
 def _one_step(
-    fits: BinFits, model: SignalModel, kind: str, bins: _Bins, before: Floats, noise: Floats, signal_noise: bool
+    fits: BinFits,
+    model: SignalModel,
+    kind: str,
+    bins: _Bins,
+    before: Floats,
+    noise: Floats,
+    signal_noise: bool,
 ) -> _Squares:
     """Estimates from fits with a prior about the smooth w^2 ``before``; ``noise``: relative variance of the counts."""
     good = fits.converged
@@ -133,7 +139,9 @@ def fit_widths(
     typical = np.full(len(rows), signal.start_width)
     pure = fit_bins(simulated, signal, "none", variances=variances, width_prior=(typical, _START_PRIOR))
     smooth = {"simulation": _first_look(pure, bins)}
-    start = np.column_stack([np.ones(len(rows)), np.sqrt(smooth["simulation"]), np.full((len(rows), 2), [0.1, 0.0])])
+    start = np.column_stack(
+        [np.ones(len(rows)), np.sqrt(smooth["simulation"]), np.full((len(rows), 2), [0.1, 0.0])]
+    )
     prior = (start[:, 1], _START_PRIOR)
     smooth["data"] = _first_look(fit_bins(counts, signal, kind, start=start, width_prior=prior), bins)
     for _ in range(_ROUNDS):

@@ -18,9 +18,9 @@ from musclecal.errors import InputError, QualityGateError
 from musclecal.events import expand_paths, write_dimuons
 from musclecal.export import export_arrays, export_correctionlib
 from musclecal.fast_simulation import fast_simulation
+from musclecal.fits.fast_resolution import measured_resolution
 from musclecal.fits.histogram import fill, merged
 from musclecal.fits.mass_fits import MassModel, fit_masses
-from musclecal.fits.fast_resolution import measured_resolution
 from musclecal.fits.reweight import spectrum_counts, spectrum_weights
 from musclecal.fits.scale_fit import scale_calibration
 from musclecal.records import (

@@ -45,18 +45,20 @@ _PCG = np.array([6364136223846793005, 1442695040888963407], dtype=np.uint64)
 
 
 @kernel
-def _rotated(word: int, bits: int) -> int:
+def _rotated(word: np.uint64, bits: int) -> np.uint64:
     return (word << np.uint64(bits)) | (word >> np.uint64(64 - bits))
 
 
 @kernel
-def _lane(accumulator: int, word: int, primes: Words) -> int:
+def _lane(accumulator: np.uint64, word: np.uint64, primes: Words) -> np.uint64:
     """One word into one accumulator of XXH64."""
     return _rotated(accumulator + word * primes[1], 31) * primes[0]
 
 
 @kernel
-def hash_of_five(a: int, b: int, c: int, d: int, e: int, primes: Words) -> int:
+def _hash_of_five(
+    a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64, e: np.uint64, primes: Words
+) -> np.uint64:
     """XXH64, seed 0, of five 64-bit words: one stripe of four words, then a word by itself, then the avalanche."""
     zero = np.uint64(0)
     one = _lane(primes[0] + primes[1], a, primes)
@@ -74,7 +76,7 @@ def hash_of_five(a: int, b: int, c: int, d: int, e: int, primes: Words) -> int:
 
 
 @kernel
-def _output(state: int) -> float:
+def _output(state: np.uint64) -> float:
     """A 32-bit output of the generator, as a number from -1 to 1."""
     shifted = (((state >> np.uint64(18)) ^ state) >> np.uint64(27)) & np.uint64(0xFFFFFFFF)
     turn = state >> np.uint64(59)
@@ -84,7 +86,7 @@ def _output(state: int) -> float:
 
 
 @kernel
-def normal_of(seed: int, pcg: Words) -> float:
+def _normal_of(seed: np.uint64, pcg: Words) -> float:
     """The unit Gaussian that a 64-bit seed stands for."""
     state = (seed + pcg[1]) * pcg[0] + pcg[1]
     while True:
@@ -102,7 +104,7 @@ def _normal_draws(
     run: Words, lumi: Words, event: Words, phi: Words, salt: Words, primes: Words, pcg: Words, out: Floats
 ) -> None:
     for n in range(out.size):
-        out[n] = normal_of(hash_of_five(run[n], lumi[n], event[n], phi[n], salt[0], primes), pcg)
+        out[n] = _normal_of(_hash_of_five(run[n], lumi[n], event[n], phi[n], salt[0], primes), pcg)
 
 
 def _words(values: ArrayLike, name: str) -> Words:
@@ -110,7 +112,9 @@ def _words(values: ArrayLike, name: str) -> Words:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         raise InputError(f"smearing: {name} must be integers, got {array.dtype}")
-    return np.ascontiguousarray(array).astype(np.int64 if array.dtype.kind == "i" else np.uint64).view(np.uint64)
+    return (
+        np.ascontiguousarray(array).astype(np.int64 if array.dtype.kind == "i" else np.uint64).view(np.uint64)
+    )
 
 
 def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLike, salt: int = 0) -> Floats:
@@ -130,11 +134,11 @@ def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLi
     rounded = np.asarray(phi, dtype=np.float64).astype(np.float32).astype(np.float64)
     if not np.all(np.isfinite(rounded)):
         raise InputError("smearing: phi must be finite")
-    words = [_words(x, name) for x, name in ((run, "run"), (lumi, "lumi"), (event, "event"))]
-    if rounded.ndim != 1 or any(word.shape != rounded.shape for word in words):
+    runs, lumis, numbers = _words(run, "run"), _words(lumi, "lumi"), _words(event, "event")
+    if rounded.ndim != 1 or any(word.shape != rounded.shape for word in (runs, lumis, numbers)):
         raise InputError("smearing: run, lumi, event and phi must be arrays of one length")
     out = np.empty(len(rounded))
-    _normal_draws(*words, rounded.view(np.uint64), _words([salt], "salt"), _PRIMES, _PCG, out)
+    _normal_draws(runs, lumis, numbers, rounded.view(np.uint64), _words([salt], "salt"), _PRIMES, _PCG, out)
     return out
 
 
@@ -151,7 +155,7 @@ def _extra_sigma(pt: Floats, eta: Floats, edges: Floats, coefficients: Floats, o
 
 
 def extra_sigma(muons: Muons, extra: Smearing) -> Floats:
-    """(n_event,) sigma_k/k to be added in quadrature: sqrt(max(0, a + c pT^2 + b/(1 + d/pT^2))), 0 outside the eta range."""
+    """(n_event,) sigma_k/k to be added in quadrature: the root of what `Smearing` says, 0 outside its eta range."""
     out = np.empty(len(muons))
     table = np.array([extra.a, extra.b, extra.c, extra.d])
     _extra_sigma(muons.pt, muons.eta, np.ascontiguousarray(extra.eta_edges), table, out)
@@ -170,10 +174,14 @@ def smear(events: DimuonEvents, extra: Smearing, salt: int = 0) -> DimuonEvents:
     for name in ("run", "lumi", "event"):
         if getattr(events, name) is None:
             raise InputError(f"smearing: the events have no {name} numbers")
-    return events.with_momenta(*(_smeared_pt(events, muons, extra, salt) for muons in (events.plus, events.minus)))
+    return events.with_momenta(
+        *(_smeared_pt(events, muons, extra, salt) for muons in (events.plus, events.minus))
+    )
 
 
 def _smeared_pt(events: DimuonEvents, muons: Muons, extra: Smearing, salt: int) -> Floats:
-    assert events.run is not None and events.lumi is not None and events.event is not None
+    assert events.run is not None
+    assert events.lumi is not None
+    assert events.event is not None
     draws = normal_draws(events.run, events.lumi, events.event, muons.phi, salt)
     return np.asarray(muons.pt / (1.0 + extra_sigma(muons, extra) * draws))

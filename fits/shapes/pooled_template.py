@@ -4,8 +4,8 @@ A template made of the few simulated events of one 4D bin fluctuates, and a fit 
 it more: with 1700 simulated Z in a bin, the fitted w^2 of data came out 30 % too large (that of the same simulation did
 not, as its own noise is in its template). Here all bins share one table :math:`t_j`, and
 
-.. math:: t_{bj} \propto t_j \exp\bigl(h_c(x_j) + \alpha_b u_j + \beta_b u_j^2\bigr), \qquad x_j = \ln(m_j/m_\mathrm{ref}),
-   \quad u_j = x_j / \max|x|
+.. math:: t_{bj} \propto t_j \exp\bigl(h_c(x_j) + \alpha_b u_j + \beta_b u_j^2\bigr), \qquad
+   x_j = \ln(m_j/m_\mathrm{ref}), \quad u_j = x_j / \max|x|
 
 with :math:`h_c` piecewise linear in x for each unordered pair c of pT bins (final-state radiation moves muons between
 them) and the two slopes for each bin, both by maximum likelihood with a weak Gaussian prior around zero.
@@ -40,7 +40,9 @@ def tilted(counts: Floats, table: Floats, basis: Floats) -> Floats:
         p = _normalised(table, basis, c)
         mean = p @ basis
         gradient = seen - events[:, None] * mean - _PRIOR * c
-        second = np.einsum("rj,ja,jb->rab", p, basis, basis, optimize=True) - mean[:, :, None] * mean[:, None, :]
+        second = (
+            np.einsum("rj,ja,jb->rab", p, basis, basis, optimize=True) - mean[:, :, None] * mean[:, None, :]
+        )
         hessian = events[:, None, None] * second + _PRIOR * np.eye(basis.shape[1])
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         c = c + np.clip(step, -1.0, 1.0)

@@ -5,8 +5,8 @@ import pytest
 
 from musclecal.binning import Binning, equal_eta_edges
 from musclecal.errors import InputError
-from musclecal.fits.histogram import fill
 from musclecal.fits.fast_resolution import measured_resolution
+from musclecal.fits.histogram import fill
 from musclecal.records import Floats, MassHistogram
 from musclecal.resonances import resonance
 from musclecal.simulate import ResolutionModel, SimulationSettings, first_events
