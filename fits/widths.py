@@ -78,14 +78,6 @@ class _Squares:
     good: Floats
 
 
-def _first_look(fits: BinFits, bins: _Bins) -> Floats:
-    """Smooth w^2 from plain fits."""
-    good = fits.converged.astype(np.float64)
-    if not np.any(good):
-        raise InputError("widths: no mass fit has converged")
-    return bins.smooth(np.where(good > 0.0, fits.width**2, 1.0), 1.0 / np.sqrt(fits.n_events), good)
-
-
 def _one_step(
     fits: BinFits,
     model: SignalModel,
@@ -93,6 +85,7 @@ def _one_step(
     bins: _Bins,
     before: Floats,
     noise: Floats,
+    *,
     signal_noise: bool,
 ) -> _Squares:
     """Estimates from fits with a prior about the smooth w^2 ``before``; ``noise``: relative variance of the counts."""
@@ -106,6 +99,64 @@ def _one_step(
     relative = 2.0 * np.sqrt(noise * moments.spread) / moments.information
     estimate, weight = np.where(good, estimate, before), good.astype(np.float64)
     return _Squares(estimate, bins.smooth(estimate, relative, weight), relative, weight)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The masses of both samples in the fitted bins, and how they are fitted."""
+
+    counts: Floats
+    simulated: Floats
+    variances: Floats
+    signal: SignalModel
+    kind: str
+    bins: _Bins
+
+    def _start(self, square: Floats) -> Floats:
+        """(n_bin, 4) where fits with widths near the root of ``square`` start."""
+        one = np.ones(len(square))
+        return np.column_stack([one, np.sqrt(square), 0.1 * one, 0.0 * one])
+
+    def _fit(self, counts: Floats, kind: str, square: Floats, prior: float) -> BinFits:
+        start = self._start(square)
+        return fit_bins(counts, self.signal, kind, start=start, width_prior=(start[:, 1], prior))
+
+    def first_look(self) -> tuple[Floats, Floats]:
+        """Smooth w^2 of data and of simulation from plain fits."""
+        typical = np.full(len(self.counts), self.signal.start_width**2)
+        simulation = self._smooth(self._fit(self.simulated, "none", typical, _START_PRIOR))
+        return self._smooth(self._fit(self.counts, self.kind, simulation, _START_PRIOR)), simulation
+
+    def _smooth(self, fits: BinFits) -> Floats:
+        good = fits.converged.astype(np.float64)
+        if not np.any(good):
+            raise InputError("widths: no mass fit has converged: check mass_window and background")
+        return self.bins.smooth(np.where(good > 0.0, fits.width**2, 1.0), 1.0 / np.sqrt(fits.n_events), good)
+
+    def one_step(self, of_data: Floats, of_simulation: Floats) -> tuple[_Squares, _Squares]:
+        """Estimates of both samples, from fits about smooth w^2 of each."""
+        measured = self._fit(self.counts, self.kind, of_data, _PRIOR)
+        if self.kind == "none":
+            reference = self._fit(self.simulated, self.kind, of_simulation, _PRIOR)
+        else:
+            prior = (np.sqrt(of_simulation), _PRIOR)
+            reference = fit_reference(self.simulated, self.variances, self.signal, self.kind, measured, prior)
+        # Background was added to the simulation without noise: what fluctuates is 1 - fraction of the events.
+        fraction = np.where(reference.converged, reference.parameters[:, 2], 0.0)
+        noise = self.variances.sum(axis=1) / self.simulated.sum(axis=1) ** 2 * (1.0 - fraction)
+        one = 1.0 / self.counts.sum(axis=1)
+        return (
+            _one_step(measured, self.signal, self.kind, self.bins, of_data, one, signal_noise=False),
+            _one_step(
+                reference,
+                self.signal,
+                self.kind,
+                self.bins,
+                of_simulation,
+                noise,
+                signal_noise=self.kind != "none",
+            ),
+        )
 
 
 def fit_widths(
@@ -127,39 +178,23 @@ def fit_widths(
     kind = resonance.background if background is None else background
     if data.mean_pt2 is None:
         raise InputError("widths: the histogram of the data has no averages of pT^2: fill it again")
-    model = MassModel("pooled-template", kind, min_events)
     rows, sim_rows = common_rows(data, simulation, min_events)
-    bins = _Bins(data, rows)
-    signal = signal_model(model, simulation, sim_rows, resonance)
-    counts = np.asarray(data.counts[rows], dtype=np.float64)
     simulated = np.asarray(simulation.counts[sim_rows], dtype=np.float64)
-    variances = simulated if simulation.variances is None else simulation.variances[sim_rows]
-    total, total_simulated = counts.sum(axis=1), simulated.sum(axis=1)
-
-    typical = np.full(len(rows), signal.start_width)
-    pure = fit_bins(simulated, signal, "none", variances=variances, width_prior=(typical, _START_PRIOR))
-    smooth = {"simulation": _first_look(pure, bins)}
-    start = np.column_stack(
-        [np.ones(len(rows)), np.sqrt(smooth["simulation"]), np.full((len(rows), 2), [0.1, 0.0])]
+    samples = _Samples(
+        counts=np.asarray(data.counts[rows], dtype=np.float64),
+        simulated=simulated,
+        variances=simulated if simulation.variances is None else simulation.variances[sim_rows],
+        signal=signal_model(MassModel("pooled-template", kind, min_events), simulation, sim_rows, resonance),
+        kind=kind,
+        bins=_Bins(data, rows),
     )
-    prior = (start[:, 1], _START_PRIOR)
-    smooth["data"] = _first_look(fit_bins(counts, signal, kind, start=start, width_prior=prior), bins)
-    for _ in range(_ROUNDS):
-        prior = (np.sqrt(smooth["data"]), _PRIOR)
-        measured = fit_bins(counts, signal, kind, start=start, width_prior=prior)
-        prior = (np.sqrt(smooth["simulation"]), _PRIOR)
-        if kind == "none":
-            reference = fit_bins(simulated, signal, kind, variances=variances, start=start, width_prior=prior)
-        else:
-            reference = fit_reference(simulated, variances, signal, kind, measured, prior)
-        of_data = _one_step(measured, signal, kind, bins, smooth["data"], 1.0 / total, False)
-        fraction = np.where(reference.converged, reference.parameters[:, 2], 0.0)
-        noise = variances.sum(axis=1) / total_simulated**2 * (1.0 - fraction)
-        of_simulation = _one_step(reference, signal, kind, bins, smooth["simulation"], noise, kind != "none")
-        smooth = {"data": of_data.smooth, "simulation": of_simulation.smooth}
+    of_data, of_simulation = samples.one_step(*samples.first_look())
+    for _ in range(_ROUNDS - 1):
+        of_data, of_simulation = samples.one_step(of_data.smooth, of_simulation.smooth)
     good = (of_data.good > 0.0) & (of_simulation.good > 0.0)
     if not np.any(good):
         raise InputError(f"widths: no mass fit of {resonance.name} has converged")
+    total = samples.counts.sum(axis=1)
     used = rows[good]
     return MassWidths(
         binning=data.binning,
