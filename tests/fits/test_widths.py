@@ -70,11 +70,12 @@ def test_weights_of_two_with_their_variance_are_half_the_events(
     samples: tuple[MassHistogram, MassHistogram], widths: MassWidths
 ) -> None:
     data, simulation = samples
-    weighted = replace(simulation, counts=2.0 * simulation.counts, variances=4.0 * simulation.counts)
+    counts = np.asarray(simulation.counts, dtype=np.float64)
+    weighted = replace(simulation, counts=2.0 * counts, variances=4.0 * counts)
     found = fit_widths(data, weighted, JPSI, background="none", min_events=10)
     np.testing.assert_array_equal(found.bins, widths.bins)
     np.testing.assert_allclose(np.median(found.simulation_error / widths.simulation_error), 1.0, rtol=0.005)
-    half = replace(simulation, counts=1.0 * simulation.counts, variances=2.0 * simulation.counts)
+    half = replace(simulation, counts=counts, variances=2.0 * counts)
     noisy = fit_widths(data, half, JPSI, background="none", min_events=10)
     ratio = noisy.simulation_error / widths.simulation_error
     np.testing.assert_allclose(np.median(ratio), np.sqrt(2.0), rtol=0.02)
