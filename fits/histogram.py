@@ -20,9 +20,9 @@ from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, MassHistogram
 
 __all__ = ["as_hist", "fill", "merged"]
 
-# Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f- and the weight itself. A sum of 1e9 events at the
-# largest values (k = 1, pT = 1000 GeV) stays below 2^63.
-_UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 32])
+# Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f-, 1/k+^2, 1/k-^2 and the weight itself. A sum of 1e9
+# events at the largest values (k = 1, pT = 1000 GeV) stays below 2^63.
+_UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 12, 12, 32])
 _WEIGHT_UNIT = 2.0**32
 _OVERFLOW = "histogram: an integer sum overflowed; fill fewer than 1e9 events at a time, or scale the weights"
 
@@ -34,7 +34,7 @@ def _locate(
     n_mass: int, gen_first: int, n_gen: int, mu: float,
     number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats,
 ) -> None:  # fmt: skip
-    """4D bin number, mass bin, generator bin (each -1 outside) and (k+, k-, pT+, pT-, f+, f-) of each pair."""
+    """4D bin number, mass bin, generator bin (each -1 outside) and the summed values of each pair."""
     n_eta, n_pt = eta_edges.size - 1, pt_edges.size - 1
     for n in range(pt_plus.size):
         number[n] = mass_bin[n] = gen_bin[n] = -1
@@ -53,7 +53,7 @@ def _locate(
         number[n] = ((i * n_eta + j) * n_pt + k) * n_pt + m
         f_plus, f_minus = mass_factors(p, eta_plus[n], q, eta_minus[n], mass, mu)
         values[n, 0], values[n, 1], values[n, 2], values[n, 3] = 1.0 / p, 1.0 / q, p, q
-        values[n, 4], values[n, 5] = f_plus, f_minus
+        values[n, 4], values[n, 5], values[n, 6], values[n, 7] = f_plus, f_minus, p * p, q * q
         if gen_mass.size and gen_mass[n] > 0.0:
             g = int(math.floor(math.log(gen_mass[n] / m_ref) / step + 0.5)) - gen_first
             if 0 <= g < n_gen:
@@ -88,12 +88,13 @@ def _accumulate(
                 return False
         else:
             counts[row, mass_bin[n]] += 1
-        for c in range(6):
+        last = int(values.shape[1])
+        for c in range(last):
             sums[row, c] += int(round(w * values[n, c] * units[c]))
             if sums[row, c] < 0:
                 return False
-        sums[row, 6] += int(round(w * units[6]))
-        if sums[row, 6] < 0:
+        sums[row, last] += int(round(w * units[last]))
+        if sums[row, last] < 0:
             return False
     return True
 
@@ -143,7 +144,7 @@ def _fill_chunk(
     first, last = binning.generator_range
     n_gen = last - first + 1 if with_generator else 0
     number, mass_bin, gen_bin = (np.empty(n, dtype=np.int64) for _ in range(3))
-    values = np.empty((n, 6))
+    values = np.empty((n, len(_UNITS) - 1))
     gen_mass = events.gen_mass if with_generator else None
     plus, minus = events.plus, events.minus
     _locate(
@@ -164,7 +165,7 @@ def _fill_chunk(
         np.zeros(shape, dtype=np.int64),
         np.zeros((len(bins), 0) if weights is None else shape, dtype=np.int64),
         np.zeros((len(bins), n_gen), dtype=np.int64),
-        np.zeros((len(bins), 7), dtype=np.int64),
+        np.zeros((len(bins), len(_UNITS)), dtype=np.int64),
         int(n - np.count_nonzero(counted)),
     )
     whole = _accumulate(
@@ -233,7 +234,7 @@ def fill(
         )
     weighted = weight is not None
     total = total.only(total.counts.sum(axis=1) > 0)
-    means = total.sums[:, :6] / _UNITS[:6] / (total.sums[:, 6:] / _UNITS[6])
+    means = total.sums[:, :-1] / _UNITS[:-1] / (total.sums[:, -1:] / _UNITS[-1])
     unit = _WEIGHT_UNIT if weighted else 1
     return MassHistogram(
         binning=binning,
@@ -246,6 +247,7 @@ def fill(
         variances=total.variances / unit if weighted else None,
         n_outside=total.n_outside,
         cut_flows=cut_flows(),
+        mean_pt2=means[:, 6:8],
     )
 
 
@@ -268,6 +270,7 @@ def merged(histogram: MassHistogram) -> MassHistogram:
         mean_k=mean(histogram.mean_k),
         mean_pt=mean(histogram.mean_pt),
         mean_f=mean(histogram.mean_f),
+        mean_pt2=None if histogram.mean_pt2 is None else mean(histogram.mean_pt2),
     )
 
 
@@ -283,7 +286,9 @@ def as_hist(histogram: MassHistogram, *, keep: tuple[str, ...] = ("mass",)):  # 
     unknown = set(keep) - set(names)
     if unknown:
         raise InputError(f"unknown axis {sorted(unknown)[0]!r}: known are {', '.join(names)}")
-    edges = dict(zip(names, (b.eta_edges, b.eta_edges, b.pt_edges, b.pt_edges, b.mass_edges), strict=True))
+    edges = dict(
+        zip(names, (b.eta_edges, b.eta_edges, b.pt_edges, b.pt_edges, tuple(b.mass_edges)), strict=True)
+    )
     rows, mass = np.nonzero(histogram.counts)
     index = dict(zip(names, (*b.unravel(histogram.bins[rows]), mass), strict=True))
     shape = tuple(len(edges[name]) - 1 for name in keep)

@@ -18,6 +18,7 @@ from musclecal.fits.shapes import (
     crystal_ball,
     gaussian,
     generator_template,
+    pooled_template,
     simulation_shape,
 )
 from musclecal.fits.shapes.cumulative import background_cdf
@@ -26,7 +27,7 @@ from musclecal.resonances import Resonance
 
 _REFERENCE_FITS = 2
 
-__all__ = ["MassModel", "fit_masses", "signal_model"]
+__all__ = ["MassModel", "common_rows", "fit_masses", "fit_reference", "signal_model"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MassModel:
             raise InputError(f"min_events: must be positive, got {self.min_events}")
 
 
-def _common_rows(data: MassHistogram, simulation: MassHistogram, min_events: int) -> tuple[Ints, Ints]:
+def common_rows(data: MassHistogram, simulation: MassHistogram, min_events: int) -> tuple[Ints, Ints]:
     """Rows of the two histograms for the bins with enough events in both."""
     if data.binning != simulation.binning:
         raise InputError("data and simulation were filled with different binnings: fill both again")
@@ -79,6 +80,8 @@ def signal_model(
     binning = simulation.binning
     if model.signal == "generator-template":
         return generator_template(simulation, rows)
+    if model.signal == "pooled-template":
+        return pooled_template(simulation, rows)
     if model.signal == "crystal-ball":
         return crystal_ball(binning, len(rows))
     if model.signal == "breit-wigner":
@@ -118,7 +121,7 @@ def _with_background(
     return total
 
 
-def _fit_reference(
+def fit_reference(
     simulated: Floats,
     variances: Floats,
     model: SignalModel,
@@ -159,7 +162,7 @@ def fit_masses(
     InputError : different binnings, no bin with enough events, a model that needs generator-level masses.
     """
     model = model or MassModel()
-    in_data, in_simulation = _common_rows(data, simulation, model.min_events)
+    in_data, in_simulation = common_rows(data, simulation, model.min_events)
     counts = np.asarray(data.counts[in_data], dtype=np.float64)
     simulated = np.asarray(simulation.counts[in_simulation], dtype=np.float64)
     variances = simulated if simulation.variances is None else simulation.variances[in_simulation]
@@ -170,7 +173,7 @@ def fit_masses(
     prior = (start[:, 1], model.width_prior)
     fitted = fit_bins(counts, signal, model.background, start=start, width_prior=prior)
     if model.background != "none" and np.any(fitted.converged):
-        reference = _fit_reference(simulated, variances, signal, model.background, fitted, prior)
+        reference = fit_reference(simulated, variances, signal, model.background, fitted, prior)
     return MassFits(
         binning=data.binning,
         resonance=resonance.name,

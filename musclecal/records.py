@@ -24,18 +24,23 @@ __all__ = [
     "Ints",
     "MassFits",
     "MassHistogram",
+    "MassWidths",
+    "MuonResiduals",
     "Muons",
     "NuisanceGroup",
     "Nuisances",
+    "Resolution",
     "ScaleCalibration",
     "ScaleFactor",
     "ScaleInformation",
     "ScaleParameters",
     "ScaleSystematic",
     "ScaleWithCovariance",
+    "Smearing",
     "SplitTest",
     "TemplateFit",
     "TemplateHistogram",
+    "WidthClosure",
 ]
 
 Floats = NDArray[np.float64]
@@ -158,6 +163,7 @@ class MassHistogram:
         of the bin, column 0 for mu+, 1 for mu-.
     n_outside : selected events outside the binning.
     cut_flows : how the selection went, by sample.
+    mean_pt2 : (n_bin, 2) averages of 1/k^2 (GeV^2), not mean_pt^2 in a wide pT bin; None where they were not summed.
     """
 
     binning: Binning
@@ -170,6 +176,7 @@ class MassHistogram:
     variances: Floats | None = None
     n_outside: int = 0
     cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
+    mean_pt2: Floats | None = None
 
     @property
     def n_events(self) -> float:
@@ -599,3 +606,144 @@ class Nuisances:
     def names(self) -> tuple[str, ...]:
         """(n_nuisance,) of all groups, in order."""
         return tuple(name for group in self.groups for name in group.names)
+
+
+@dataclass(frozen=True)
+class MassWidths:
+    """Squares of fitted relative mass widths per 4D bin, in data and in simulation, freed of their small-sample bias.
+
+    Attributes
+    ----------
+    binning, resonance, background : what was fitted.
+    bins : (n_bin,) 4D bin numbers, with both fits good.
+    data, simulation : (n_bin,) w^2; data_error, simulation_error : their standard deviations.
+    n_events : (n_bin,) counts of the data.
+    mean_pt, mean_pt2, mean_f : (n_bin, 2) of the data, as in `MassHistogram`.
+    events_fraction : events of the data in these bins over those inside binning and window.
+    """
+
+    binning: Binning
+    resonance: str
+    background: str
+    bins: Ints
+    data: Floats
+    data_error: Floats
+    simulation: Floats
+    simulation_error: Floats
+    n_events: Floats
+    mean_pt: Floats
+    mean_pt2: Floats
+    mean_f: Floats
+    events_fraction: float
+
+
+@dataclass(frozen=True)
+class MuonResiduals:
+    """Simulated k_measured/k_true - 1 per cell of eta and true pT, both charges together.
+
+    Attributes
+    ----------
+    eta_edges : (n_eta + 1,). pt_edges : (n_pt + 1,) GeV, of the true pT.
+    counts : (n_eta, n_pt, n_residual) muons; the residual bins are equal, from -reach to reach.
+    reach : largest residual looked at.
+    mean_pt, mean_pt2 : (n_eta, n_pt) averages of the true pT (GeV) and its square.
+    n_beyond : muons inside the cells whose residual is larger.
+    """
+
+    eta_edges: Floats
+    pt_edges: Floats
+    counts: Ints
+    reach: float
+    mean_pt: Floats
+    mean_pt2: Floats
+    n_beyond: int
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """(sigma_k/k)^2 = a + c pT^2 + b/(1 + d/pT^2) per eta bin as fitted: coefficients may come out negative.
+
+    Attributes
+    ----------
+    kind : "data", "simulation", or "difference" (data minus simulation).
+    eta_edges : (n_eta + 1,).
+    parameter_names : the fitted ones, of a, c, b in this order.
+    a, b : (n_eta,) 1. c : (n_eta,) 1/GeV^2. d : (n_eta,) GeV^2, always fixed.
+    covariance : (n_par n_eta, n_par n_eta), parameters of an eta bin together: a0, c0, a1, c1, ...
+    chi2, ndf, p_value : of what was fitted.
+    pt_range : (n_eta, 2) lowest and highest mean pT (GeV) that went in.
+    source : what was fitted: resonances whose widths were used, or "generator".
+    """
+
+    kind: str
+    eta_edges: Floats
+    parameter_names: tuple[str, ...]
+    a: Floats
+    b: Floats
+    c: Floats
+    d: Floats
+    covariance: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+    pt_range: Floats
+    source: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(n_par n_eta,) names of the parameters in the order of the covariance: a0, c0, a1, ..."""
+        return tuple(f"{name}{i}" for i in range(len(self.a)) for name in self.parameter_names)
+
+
+@dataclass(frozen=True)
+class Smearing:
+    """The variance (sigma_k/k)^2 that simulated muons lack: max(0, a + c pT^2 + b/(1 + d/pT^2)) per eta bin.
+
+    The sum is clipped at zero, muon by muon, not the coefficients one by one: a negative c may go with a larger a.
+
+    Attributes
+    ----------
+    eta_edges : (n_eta + 1,).
+    a, b : (n_eta,) 1. c : (n_eta,) 1/GeV^2. d : (n_eta,) GeV^2.
+    clipped : (n_eta,) share of the measured range of ln pT where the sum is negative: there the simulation is worse
+        than the data, and stays so.
+    """
+
+    eta_edges: Floats
+    a: Floats
+    b: Floats
+    c: Floats
+    d: Floats
+    clipped: Floats
+
+
+@dataclass(frozen=True)
+class WidthClosure:
+    """Mass widths of data over those of (smeared) simulation in the regions of one resonance.
+
+    Attributes
+    ----------
+    resonance : name. used : whether these widths, or the same events, went into the resolution: then the errors are
+        those of the ratios alone, and chi2 is smaller than its ndf.
+    eta_edges : (n_eta + 1,). pt_edges : (n_pt + 1,) GeV.
+    eta_bin : (n_region,) of the muon with the larger abs(eta). pt_bins : (n_region, 2) first, and one beyond the last,
+        pT bin of the muon with the larger pT.
+    ratio, error : (n_region,) of widths. n_events : (n_region,) of the data.
+    chi2, ndf, p_value : of all ratios against one.
+    mean, mean_error : weighted average of the ratios.
+    """
+
+    resonance: str
+    used: bool
+    eta_edges: Floats
+    pt_edges: Floats
+    eta_bin: Ints
+    pt_bins: Ints
+    ratio: Floats
+    error: Floats
+    n_events: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+    mean: float
+    mean_error: float

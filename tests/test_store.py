@@ -21,15 +21,20 @@ from musclecal.records import (
     DimuonEvents,
     MassFits,
     MassHistogram,
+    MassWidths,
+    MuonResiduals,
     Muons,
     NuisanceGroup,
     Nuisances,
+    Resolution,
     ScaleCalibration,
     ScaleFactor,
     ScaleInformation,
     ScaleParameters,
     ScaleSystematic,
+    Smearing,
     TemplateHistogram,
+    WidthClosure,
 )
 from musclecal.store import load, load_attributes, save, written_atomically
 
@@ -99,6 +104,7 @@ EXAMPLES: dict[str, Any] = {
         generator=ints(5, len(BINNING.generator_masses)),
         variances=floats(5, 20),
         n_outside=3,
+        mean_pt2=floats(5, 2),
         cut_flows={"data": CutFlow(("read",), (17,))},
     ),
     "histogram, weighted generator": replace(HISTOGRAM, generator=floats(5, 30)),
@@ -159,6 +165,22 @@ EXAMPLES["systematic"] = ScaleSystematic(
 )
 EXAMPLES["nuisance group"] = GROUP
 EXAMPLES["nuisances"] = Nuisances((GROUP, replace(GROUP, name="é", names=())))
+EXAMPLES |= {
+    "mass widths": MassWidths(
+        BINNING, "Z", "none", ints(5), floats(5), floats(5), floats(5), floats(5), floats(5),
+        floats(5, 2), floats(5, 2), floats(5, 2), 0.99,
+    ),
+    "residuals": MuonResiduals(floats(5), floats(4), ints(4, 3, 20), 0.25, floats(4, 3), floats(4, 3), 7),
+    "resolution": Resolution(
+        "difference", floats(5), ("a", "c"), floats(4), floats(4), floats(4), floats(4), floats(8, 8), 7.1, 6, 0.3,
+        floats(4, 2), ("Jpsi", "Z"),
+    ),
+    "smearing": Smearing(floats(5), floats(4), floats(4), floats(4), floats(4), floats(4)),
+    "width closure": WidthClosure(
+        "Y1S", False, floats(5), floats(4), ints(6), ints(6, 2), floats(6), floats(6), floats(6), 5.5, 6, 0.4,
+        1.01, 0.01,
+    ),
+}  # fmt: skip
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

@@ -14,9 +14,9 @@ from musclecal.binning import Binning
 from musclecal.campaign.inputs import Inputs
 from musclecal.errors import InputError
 from musclecal.fast_simulation import fast_simulation
+from musclecal.fits.fast_resolution import measured_resolution
 from musclecal.fits.histogram import fill, merged
 from musclecal.fits.mass_fits import MassModel, fit_masses
-from musclecal.fits.resolution import measured_resolution
 from musclecal.fits.reweight import SpectrumWeights, spectrum_counts, spectrum_weights
 from musclecal.fits.scale_fit import scale_calibration
 from musclecal.records import DimuonEvents, MassFits, MassHistogram, ScaleCalibration, ScaleParameters

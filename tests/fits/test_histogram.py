@@ -31,7 +31,7 @@ BINNING = Binning(
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="Python raises where compiled code gives nan or wraps"
 )
-FIELDS = ("bins", "counts", "mean_k", "mean_pt", "mean_f", "generator", "variances", "n_outside")
+FIELDS = ("bins", "counts", "mean_k", "mean_pt", "mean_f", "mean_pt2", "generator", "variances", "n_outside")
 N_EVENTS = 30_000
 
 
@@ -184,6 +184,16 @@ class TestMeans:
         for charge, muons in enumerate((sample().plus, sample().minus)):
             direct = numpy_mean(muons.pt, where, histogram().bins)
             np.testing.assert_allclose(histogram().mean_pt[:, charge], direct, atol=2.0**-22)
+
+    def test_of_its_square(self) -> None:
+        where, found = expected_rows(sample()), histogram().mean_pt2
+        assert found is not None
+        for charge, muons in enumerate((sample().plus, sample().minus)):
+            np.testing.assert_allclose(
+                found[:, charge], numpy_mean(muons.pt**2, where, histogram().bins), atol=2.0**-12
+            )
+        assert np.all(found > histogram().mean_pt ** 2 - 2.0**-12)
+        assert np.max(found / histogram().mean_pt ** 2) > 1.05
 
     def test_of_the_muon_mass_factor(self) -> None:
         """f+ = 1 - 2 mu^2 (1 + E-/E+)/m^2."""
