@@ -1,7 +1,4 @@
-"""What the templates of W and Z share: edges, and sums over blocks of draws with their scatter.
-
-Not for: physics.
-"""
+"""What the templates of W and Z share: edges, a muon at a threshold, sums over blocks of draws."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from musclecal.boson_simulation import DRAWS
+from musclecal.compiled import kernel
 from musclecal.errors import InputError
 from musclecal.records import Floats
 
-__all__ = ["EVENTS_PER_NB", "BlockSum", "check_increasing", "equal_edges", "number_of_blocks"]
+__all__ = [
+    "EVENTS_PER_NB",
+    "BlockSum",
+    "check_increasing",
+    "equal_edges",
+    "number_of_blocks",
+    "threshold_terms",
+]
 
 EVENTS_PER_NB = 1e6
 """Events of 1 nb in 1/fb."""
@@ -33,6 +38,19 @@ def check_increasing(edges: Sequence[float], axis: str) -> None:
 def equal_edges(low: float, high: float, step: float) -> tuple[float, ...]:
     n = round((high - low) / step)
     return tuple(float(x) for x in np.round(np.linspace(low, high, n + 1), 9))
+
+
+@kernel
+def threshold_terms(threshold: float, k: float, square: float) -> tuple[float, float, float]:
+    """Probability that a muon of curvature ``k`` is measured below ``threshold`` (1/GeV), and its derivatives with
+    respect to the threshold (GeV) and to ``square`` = (sigma_k/k)^2 > 0.
+
+    Phi(u), phi(u)/(sigma k) and -u phi(u)/(2 sigma^2) with u = (threshold/k - 1)/sigma.
+    """
+    sigma = math.sqrt(square)
+    u = (threshold / k - 1.0) / sigma
+    density = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi)
+    return 0.5 * math.erfc(-u * math.sqrt(0.5)), density / (sigma * k), -0.5 * density * u / square
 
 
 @dataclass

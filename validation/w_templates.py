@@ -34,6 +34,7 @@ from musclecal.validation.template_sums import (
     check_increasing,
     equal_edges,
     number_of_blocks,
+    threshold_terms,
 )
 
 __all__ = ["WBinning", "w_templates"]
@@ -90,14 +91,6 @@ def _add_muon(
     regime = 1.0 / (1.0 + d * k * k)
     square = a + b * regime + c / (k * k)
     n_edge = curvatures.shape[1]
-    if square <= 0.0:
-        j = 0
-        while j < n_edge and curvatures[i, j] > k:
-            j += 1
-        if j > 0:
-            whole[0, i, j - 1] += 1.0
-            whole[1, i, j - 1] += weight
-        return
     sigma = math.sqrt(square)
     low, high = k * (1.0 - max_smear * sigma), k * (1.0 + max_smear * sigma)
     if curvatures[i, 0] <= low:
@@ -117,13 +110,10 @@ def _add_muon(
         threshold = curvatures[i, j]
         if threshold <= low:
             break
-        u = (threshold / k - 1.0) / sigma
-        above = 0.5 * math.erfc(-u * math.sqrt(0.5))
-        density = math.exp(-0.5 * u * u) / math.sqrt(2.0 * math.pi)
-        wider = -0.5 * density * u / square
+        above, density, wider = threshold_terms(threshold, k, square)
         sums[0, i, j] += above
         sums[1, i, j] += weight * above
-        sums[2, i, j] += density / (sigma * k)
+        sums[2, i, j] += density
         sums[3, i, j] += wider
         sums[4, i, j] += wider * regime
         sums[5, i, j] += wider / (k * k)

@@ -1,7 +1,11 @@
-"""Templates of a mass fit to pairs of Z decays, in mass x signed eta of the muon with the larger abs(eta).
+r"""Templates of a mass fit to pairs of Z decays, in mass x signed eta of the muon with the larger abs(eta).
 
-Pairs are measured once, and moved by a small step of each parameter both ways; the cuts on pT move along. d/dm comes
-from the weights d ln BW/dm of the events (`musclecal.boson_simulation`).
+Each pair is integrated over the measurement of one muon, with one random measurement of the other, and the other way
+round; what is varied is always the muon that is integrated over. Its measured curvature K that puts the pair on an edge
+E of the mass moves as in `musclecal.validation.w_templates`, as do the cuts on its pT. d/dm comes from the weights
+d ln BW/dm of the events (`musclecal.boson_simulation`).
+
+A mass goes as 1/sqrt(k+ k-) here, which leaves out 5e-6 of a shift (mass of the muon).
 
 Not for: backgrounds, efficiencies, or a description of data.
 """
@@ -20,7 +24,6 @@ from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
 from musclecal.kinematics import pair_mass
 from musclecal.records import BosonTemplates, Floats
-from musclecal.scale import corrected_curvature
 from musclecal.simulate import ResolutionModel, default_resolution, stream_of
 from musclecal.validation.template_sums import (
     EVENTS_PER_NB,
@@ -28,9 +31,10 @@ from musclecal.validation.template_sums import (
     check_increasing,
     equal_edges,
     number_of_blocks,
+    threshold_terms,
 )
 
-__all__ = ["ZBinning", "ZSteps", "z_templates"]
+__all__ = ["ZBinning", "z_templates"]
 
 _SMEAR_STREAM = 10
 
@@ -75,58 +79,61 @@ class ZBinning:
 
 
 @kernel
-def _z_cell(
-    eta_plus: float,
-    eta_minus: float,
-    pt_plus: float,
-    pt_minus: float,
+def _add_pair(
     mass: float,
-    acceptance: Floats,
-    region_edges: Floats,
-    mass_edges: Floats,
-) -> int:
-    """The cell of a pair, -1 outside. ``acceptance``: lowest and highest pT."""
-    if not (acceptance[0] <= pt_plus < acceptance[1] and acceptance[0] <= pt_minus < acceptance[1]):
-        return -1
-    region = bin_of(region_edges, eta_plus if abs(eta_plus) > abs(eta_minus) else eta_minus)
-    j = bin_of(mass_edges, mass)
-    if region < 0 or j < 0:
-        return -1
-    return region * (mass_edges.size - 1) + j
-
-
-@kernel
-def _smeared(k: float, g: float, a: float, b: float, c: float, d: float) -> float:
-    return k * (1.0 + g * math.sqrt(max(a + b / (1.0 + d * k * k) + c / (k * k), 0.0)))
-
-
-@kernel
-def _moved_curvature(
-    measured: float,
     k: float,
-    g: float,
+    measured: float,
     charge: float,
-    parameter: int,
-    step: float,
+    weight: float,
+    first_cell: int,
+    edges: Floats,
+    limits: Floats,
     table: Floats,
-) -> float:
-    """Measured curvature after parameter 0 to 5 (A, e, M, a, b, c) has moved by ``step``. ``table``: a, b, c, d."""
-    if parameter < 3:
-        return corrected_curvature(
-            measured,
-            charge,
-            step if parameter == 0 else 0.0,
-            step if parameter == 1 else 0.0,
-            step if parameter == 2 else 0.0,
-        )
-    a, b, c = table[0], table[1], table[2]
-    if parameter == 3:
-        a += step
-    elif parameter == 4:
-        b += step
-    else:
-        c += step
-    return _smeared(k, g, a, b, c, table[3])
+    max_smear: float,
+    sums: Floats,
+    moved: Floats,
+) -> None:
+    """Add a pair to the cells of its region, integrated over the measurement of one muon; that of the other is given.
+
+    mass : measured, GeV, with the measured curvature ``measured`` of this muon.
+    limits : lowest and highest measured curvature of this muon. table : a, b, c, d of its resolution.
+    sums : (2, n_cell) counts, mass weights. moved : (6, n_cell) derivatives by A, e, M, a, b, c of this muon.
+
+    The mass is above E where the muon's curvature is below mass^2 measured/E^2, within ``limits``.
+    """
+    regime = 1.0 / (1.0 + table[3] * k * k)
+    square = table[0] + table[1] * regime + table[2] / (k * k)
+    sigma = math.sqrt(square)
+    low, high = max(limits[0], k * (1.0 - max_smear * sigma)), min(limits[1], k * (1.0 + max_smear * sigma))
+    if not low < high:
+        return
+    scale = mass * mass * measured
+    n_mass = edges.size - 1
+    first, last = bin_of(edges, math.sqrt(scale / high)), bin_of(edges, math.sqrt(scale / low))
+    if first < 0:
+        if scale / high >= edges[-1] ** 2:
+            return
+        first = 0
+    if last < 0:
+        if scale / low < edges[0] ** 2:
+            return
+        last = n_mass - 1
+    upper = min(max(scale / edges[first] ** 2, limits[0]), limits[1])
+    above, density, wider = threshold_terms(upper, k, square)
+    for j in range(first, last + 1):
+        lower = min(max(scale / edges[j + 1] ** 2, limits[0]), limits[1])
+        above_next, density_next, wider_next = threshold_terms(lower, k, square)
+        cell = first_cell + j
+        inside, broadened = above - above_next, wider - wider_next
+        sums[0, cell] += 0.5 * inside
+        sums[1, cell] += 0.5 * weight * inside
+        moved[0, cell] += lower * density_next - upper * density
+        moved[1, cell] += upper * upper * density - lower * lower * density_next
+        moved[2, cell] += charge * (density_next - density)
+        moved[3, cell] += broadened
+        moved[4, cell] += broadened * regime
+        moved[5, cell] += broadened / (k * k)
+        upper, above, density, wider = lower, above_next, density_next, wider_next
 
 
 @kernel
@@ -134,83 +141,49 @@ def _z_sums(
     rows: Floats,
     smears: Floats,
     eta_edges: Floats,
-    acceptance: Floats,
+    limits: Floats,
     region_edges: Floats,
     mass_edges: Floats,
     resolution_edges: Floats,
     resolution: Floats,
-    steps: Floats,
     mu: float,
+    max_smear: float,
 ) -> tuple[Floats, Floats]:
-    """(2, n_cell) counts and sums of mass weights; (6, n_eta, n_cell) central differences over twice the steps.
+    """`_add_pair` of every row, once for each muon: (2, n_cell), (n_eta, 6, n_cell).
 
-    rows : (n, 8) as of `z_draws`; smears : (n / 2, 2) unit Gaussians, one for the two masses of a draw. A moved pair's
-    mass is the unmoved one times sqrt(k+ k-/(k+' k-')), which leaves out 5e-6 of a shift (mass of the muon).
+    rows : (n, 8) as of `z_draws`; smears : (n / 2, 2) unit Gaussians, one for the two masses of a draw.
+    limits : lowest and highest curvature of both muons.
     """
-    n_eta, n_cell = eta_edges.size - 1, (region_edges.size - 1) * (mass_edges.size - 1)
-    sums, moved = np.zeros((2, n_cell)), np.zeros((6, n_eta, n_cell))
-    k, measured, bins = np.empty(2), np.empty(2), np.empty(2, np.int64)
-    tables = np.empty((2, 4))
+    n_eta, n_mass = eta_edges.size - 1, mass_edges.size - 1
+    n_cell = (region_edges.size - 1) * n_mass
+    sums, moved = np.zeros((2, n_cell)), np.zeros((n_eta, 6, n_cell))
+    k, measured, tables = np.empty(2), np.empty(2), np.empty((2, 4))
     for n in range(len(rows)):
         row = rows[n]
-        bins[0], bins[1] = bin_of(eta_edges, row[1]), bin_of(eta_edges, row[4])
-        if bins[0] < 0 or bins[1] < 0 or min(row[0], row[3]) < 0.8 * acceptance[0]:
+        region = bin_of(region_edges, row[1] if abs(row[1]) > abs(row[4]) else row[4])
+        bins = bin_of(eta_edges, row[1]), bin_of(eta_edges, row[4])
+        if region < 0 or bins[0] < 0 or bins[1] < 0 or min(row[0], row[3]) * limits[1] < 0.8:
             continue
         for i in range(2):
-            r = bin_of(resolution_edges, row[3 * i + 1])
+            eta = row[3 * i + 1]
+            r = bin_of(resolution_edges, eta)
             if r < 0:
-                r = 0 if row[3 * i + 1] < resolution_edges[0] else resolution_edges.size - 2
+                r = 0 if eta < resolution_edges[0] else resolution_edges.size - 2
             tables[i] = resolution[:, r]
             k[i] = 1.0 / row[3 * i]
-            measured[i] = _smeared(
-                k[i], smears[n // 2, i], tables[i, 0], tables[i, 1], tables[i, 2], tables[i, 3]
-            )
+            a, b, c, d = tables[i, 0], tables[i, 1], tables[i, 2], tables[i, 3]
+            square = a + b / (1.0 + d * k[i] * k[i]) + c / (k[i] * k[i])
+            measured[i] = k[i] * (1.0 + smears[n // 2, i] * math.sqrt(square))
         if measured[0] <= 0.0 or measured[1] <= 0.0:
             continue
         mass = pair_mass(1.0 / measured[0], row[1], row[2], 1.0 / measured[1], row[4], row[5], mu)
-        if not (0.97 * mass_edges[0] < mass < 1.03 * mass_edges[-1]):
-            continue
-        cell = _z_cell(
-            row[1], row[4], 1.0 / measured[0], 1.0 / measured[1], mass, acceptance, region_edges, mass_edges
-        )
-        if cell >= 0:
-            sums[0, cell] += 1.0
-            sums[1, cell] += row[6]
         for i in range(2):
-            if i == 1 and bins[1] == bins[0]:
-                break
-            for parameter in range(6):
-                for direction in (1.0, -1.0):
-                    step = direction * steps[parameter]
-                    plus, minus = measured[0], measured[1]
-                    if bins[0] == bins[i]:
-                        plus = _moved_curvature(
-                            measured[0], k[0], smears[n // 2, 0], 1.0, parameter, step, tables[0]
-                        )
-                    if bins[1] == bins[i]:
-                        minus = _moved_curvature(
-                            measured[1], k[1], smears[n // 2, 1], -1.0, parameter, step, tables[1]
-                        )
-                    shifted = mass * math.sqrt(measured[0] * measured[1] / (plus * minus))
-                    cell = _z_cell(
-                        row[1], row[4], 1.0 / plus, 1.0 / minus, shifted, acceptance, region_edges, mass_edges
-                    )
-                    if cell >= 0:
-                        moved[parameter, bins[i], cell] += 0.5 * direction / steps[parameter]
+            if limits[0] < measured[1 - i] <= limits[1]:
+                _add_pair(
+                    mass, k[i], measured[i], 1.0 - 2.0 * i, row[6], region * n_mass, mass_edges, limits,
+                    tables[i], max_smear, sums, moved[bins[i]],
+                )  # fmt: skip
     return sums, moved
-
-
-@dataclass(frozen=True)
-class ZSteps:
-    """Half the distance over which a pair is moved for each derivative: 1e-3 of the curvature at 45 GeV, and alike.
-
-    Attributes
-    ----------
-    scale : A (1), e (GeV), M (1/GeV). resolution : a (1), b (1), c (1/GeV^2).
-    """
-
-    scale: tuple[float, float, float] = (1e-3, 0.045, 2.2e-5)
-    resolution: tuple[float, float, float] = (1e-5, 1.2e-5, 5e-9)
 
 
 def z_templates(
@@ -220,7 +193,6 @@ def z_templates(
     settings: BosonSettings | None = None,
     n_draws: float = 1e7,
     seed: int = 1,
-    steps: ZSteps | None = None,
     threads: int | None = None,
 ) -> BosonTemplates:
     """Templates of Z decays with a yield per region. Arguments as of `w_templates`.
@@ -233,29 +205,37 @@ def z_templates(
     ------
     InputError : a boson that is no Z, too few draws.
     """
-    binning, steps = binning or ZBinning(), steps or ZSteps()
+    binning = binning or ZBinning()
     settings = settings or BosonSettings(boson("Z"), resolution or default_resolution())
     r = settings.resolution
+    table = np.array([r.a, r.b, r.c, r.d])
+    if np.any(table[:3].sum(axis=0) <= 0.0):
+        raise InputError("resolution: some eta bin has none, and a step in mass has no derivative")
     n_eta, n_blocks = len(binning.eta_edges) - 1, number_of_blocks(n_draws)
     arguments = (
-        np.array(binning.eta_edges), np.array(binning.muon_pt), np.array(binning.region_edges),
-        np.array(binning.mass_edges), np.array(r.eta_edges), np.array([r.a, r.b, r.c, r.d]),
-        np.array([*steps.scale, *steps.resolution]), MUON_MASS,
-    )  # fmt: skip
+        np.array(binning.eta_edges),
+        1.0 / np.array(binning.muon_pt[::-1]),
+        np.array(binning.region_edges),
+        np.array(binning.mass_edges),
+        np.array(r.eta_edges),
+        table,
+        MUON_MASS,
+        MAX_SMEAR,
+    )
 
     def work(block: int) -> tuple[Floats, Floats]:
         smears = np.clip(stream_of(seed, _SMEAR_STREAM, block).normal(size=(DRAWS, 2)), -MAX_SMEAR, MAX_SMEAR)
         sums: tuple[Floats, Floats] = _z_sums(z_draws(settings, seed, block), smears, *arguments)
         return sums
 
-    counts, moved = BlockSum(), np.zeros((6, n_eta, binning.shape[0] * binning.shape[1]))
+    counts, moved = BlockSum(), np.zeros((n_eta, 6, binning.shape[0] * binning.shape[1]))
     for sums, more in in_order(work, range(n_blocks), threads):
         counts.add(sums, sums[1])
         moved += more
     assert counts.total is not None
     # Two masses of each draw.
     unit = settings.boson.cross_section * EVENTS_PER_NB / (2.0 * DRAWS * n_blocks)
-    moved = unit * moved.transpose(2, 1, 0)
+    moved = unit * moved.transpose(2, 0, 1)
     region = np.array(binning.region_edges)
     return BosonTemplates(
         boson="Z",
