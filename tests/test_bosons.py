@@ -109,7 +109,12 @@ def test_averages_of_the_angles_are_the_coefficients() -> None:
     """
     angular = AngularCoefficients(a0=0.8, a1=0.3, a2=0.5, a3=0.2, a4=0.6)
     source = replace(
-        boson("Z"), angular=angular, p0=1e6, exponent=1.5, pt_max=60.0, line=replace(boson("Z").line, width=1e-9)
+        boson("Z"),
+        angular=angular,
+        p0=1e6,
+        exponent=1.5,
+        pt_max=60.0,
+        line=replace(boson("Z").line, width=1e-9),
     )
     rows = np.concatenate([z_draws(BosonSettings(source, fsr=False), seed=5, block=n)[::2] for n in range(8)])
     plus, minus = (
@@ -121,7 +126,9 @@ def test_averages_of_the_angles_are_the_coefficients() -> None:
     pt2 = total[0] ** 2 + total[1] ** 2
     mass = np.sqrt(energy**2 - pt2 - total[2] ** 2)
     root = np.sqrt(mass**2 + pt2)
-    c = ((e_minus + minus[2]) * (e_plus - plus[2]) - (e_minus - minus[2]) * (e_plus + plus[2])) / (mass * root)
+    c = ((e_minus + minus[2]) * (e_plus - plus[2]) - (e_minus - minus[2]) * (e_plus + plus[2])) / (
+        mass * root
+    )
     y = 0.5 * np.log((energy + total[2]) / (energy - total[2]))
     d = np.sign(y) * np.interp(np.abs(y), *rapidity_table(source))
     t = pt2 / root**2
