@@ -89,12 +89,12 @@ def dependence(options: argparse.Namespace) -> Iterator[str]:
     yield HEADER
     yield line("default", w_templates(n_draws=options.draws))
     for text, changes in (
-        ("mean pT of the W 9.6 GeV (p0 = 4)", {"p0": 4.0}),
-        ("mean pT of the W 21.2 GeV (p0 = 10)", {"p0": 10.0}),
-        ("W+ and W- alike: no valence quarks", {"valence": 0.0}),
+        ("p0 = 4 GeV, mean pT of the W", {"p0": 4.0}),
+        ("p0 = 10 GeV, mean pT of the W", {"p0": 10.0}),
+        ("no valence quarks, mean pT of the W", {"valence": 0.0}),
     ):
         plus, minus = (BosonSettings(replace(boson(name), **changes)) for name in ("W+", "W-"))
-        means = f"; {plus.boson.mean_pt:.1f} GeV"
+        means = f" {plus.boson.mean_pt:.1f} GeV"
         yield line(text + means, w_templates(plus=plus, minus=minus, n_draws=options.draws))
     unpolarised = [
         BosonSettings(replace(b, angular=replace(b.angular, a0=0.0, a2=0.0)))

@@ -23,7 +23,7 @@ LINKED = ("geometry", "fits", "validation")
 ALLOWED_IN = {
     "awkward": ("columnar", "event_writer", "events", "export/root"),
     "iminuit": ("fits/reference",),
-    "matplotlib": ("validation/plots",),
+    "matplotlib": ("validation/plots", "validation/propagation_plots"),
     "mplhep": ("validation/plots",),
     "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),

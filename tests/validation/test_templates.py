@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from musclecal.apply import correct
 from musclecal.boson_simulation import DRAWS, BosonSettings, SingleMuons, simulate_w, simulate_z, z_draws
 from musclecal.bosons import boson
 from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
 from musclecal.records import BosonTemplates, DimuonEvents, Floats, ScaleParameters
-from musclecal.scale import corrected_curvature
 from musclecal.simulate import default_resolution, no_bias
 from musclecal.validation.template_sums import threshold_terms
 from musclecal.validation.w_templates import WBinning, w_templates
@@ -85,7 +85,7 @@ def counted_w(muons: list[SingleMuons], charge: int, scale: ScaleParameters | No
         eta, k = eta[inside], k[inside]
         if scale is not None:
             at = np.searchsorted(edges, eta, side="right") - 1
-            k = corrected_curvature(k, float(charge), scale.A[at], scale.e[at], scale.M[at])
+            k = (1.0 + scale.A[at] - scale.e[at] * k) * k + charge * scale.M[at]
         total += np.histogram2d(eta, 1.0 / k, bins=(edges, np.array(W_BINNING.pt_edges)))[0]
     return total.ravel()
 
@@ -178,17 +178,10 @@ def _z_of(resolution: object) -> BosonTemplates:
 
 def counted_z(blocks: list[DimuonEvents], scale: ScaleParameters | None = None) -> Floats:
     """(n_region n_mass,) measured pairs in the cells, corrected muon by muon, with plain numpy."""
-    eta_edges, mass_edges = np.array(Z_BINNING.eta_edges), np.array(Z_BINNING.mass_edges)
+    mass_edges = np.array(Z_BINNING.mass_edges)
     total = np.zeros((2, len(mass_edges) - 1))
     for events in blocks:
-        if scale is not None:
-            pts = []
-            for muons, charge in ((events.plus, 1.0), (events.minus, -1.0)):
-                at = np.clip(np.searchsorted(eta_edges, muons.eta, side="right") - 1, 0, 2)
-                pts.append(
-                    1.0 / corrected_curvature(1.0 / muons.pt, charge, scale.A[at], scale.e[at], scale.M[at])
-                )
-            events = events.with_momenta(*pts)
+        events = events if scale is None else correct(events, scale)
         kept = np.ones(len(events), dtype=bool)
         for muons in (events.plus, events.minus):
             kept &= (np.abs(muons.eta) < 2.4) & (muons.pt >= 26.0) & (muons.pt < 60.0)
@@ -293,7 +286,7 @@ def test_a_weaker_field_is_linear_to_a_per_cent(w: BosonTemplates) -> None:
 
 def test_the_same_templates_for_any_number_of_threads() -> None:
     for make in (w_templates, z_templates):
-        one, two = (make(n_draws=2 * DRAWS, seed=5, threads=n) for n in (1, 2))  # type: ignore[operator]
+        one, two = (make(n_draws=2 * DRAWS, seed=5, threads=n) for n in (1, 2))
         np.testing.assert_array_equal(one.counts, two.counts)
         np.testing.assert_array_equal(one.scale_derivative, two.scale_derivative)
 
