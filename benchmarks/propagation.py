@@ -38,6 +38,7 @@ from musclecal.validation.propagation import (
     only_groups,
     sensitivity_by_group,
 )
+from musclecal.validation.propagation_plots import plot_mass_impacts
 from musclecal.validation.w_templates import WBinning, w_templates
 from musclecal.validation.z_templates import ZBinning, z_templates
 
@@ -155,6 +156,8 @@ def table(options: argparse.Namespace) -> Iterator[str]:
     )
     impacts = [mass_impacts(x, sources) for x in (w, z)]
     yield impacts_table(*impacts)
+    if options.figure:
+        plot_mass_impacts(impacts, options.figure)
     alone = calibration_sources(n, calibration=calibration.covariance)
     yield "\nJ/psi alone, s = 1:\n" + impacts_table(*(mass_impacts(x, alone) for x in (w, z)))
     shift = impacts[0].scale_sensitivity.ravel() @ (calibration.parameters - truth.parameters)
@@ -178,6 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--resolution-error", type=float, default=0.03, help="relative error of a and c per eta bin"
     )
+    parser.add_argument("--figure", help="PNG of the table")
     options = parser.parse_args()
     for text in {"sensitivities": sensitivities, "dependence": dependence, "table": table}[options.part](
         options
