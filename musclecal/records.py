@@ -16,6 +16,7 @@ from musclecal.kinematics import pair_masses
 
 __all__ = [
     "BinFits",
+    "BosonTemplates",
     "Closure",
     "ClosureSplits",
     "CutFlow",
@@ -24,6 +25,7 @@ __all__ = [
     "Ints",
     "MassFits",
     "MassHistogram",
+    "MassImpacts",
     "MassWidths",
     "MuonResiduals",
     "Muons",
@@ -747,3 +749,80 @@ class WidthClosure:
     p_value: float
     mean: float
     mean_error: float
+
+
+@dataclass(frozen=True)
+class BosonTemplates:
+    """Expected events of a W or Z in the cells of a mass fit, and their derivatives.
+
+    Attributes
+    ----------
+    boson : W or Z.
+    eta_edges : (n_eta + 1,) of the muon, of the calibration's parameters.
+    groups : (n_cell,) cells of a group share a yield; 0 to n_group - 1.
+    group_names : (n_group,).
+    counts : (n_cell,) events for 1/fb.
+    mass_derivative : (n_cell,) d counts/d m, 1/GeV.
+    mass_noise : (n_cell,) variance of ``mass_derivative`` from the finite number of draws.
+    scale_derivative : (n_cell, 3 n_eta) d counts/d(A0, e0, M0, A1, ...), the corrections applied to the muons.
+    resolution_derivative : (n_cell, 3 n_eta) d counts/d(a0, b0, c0, a1, ...) of `ResolutionModel`.
+    n_draws : generated decays, per charge of a W.
+    """
+
+    boson: str
+    eta_edges: Floats
+    groups: Ints
+    group_names: tuple[str, ...]
+    counts: Floats
+    mass_derivative: Floats
+    mass_noise: Floats
+    scale_derivative: Floats
+    resolution_derivative: Floats
+    n_draws: int
+
+    @property
+    def n_eta(self) -> int:
+        """Number of eta bins of the calibration."""
+        return len(self.eta_edges) - 1
+
+
+@dataclass(frozen=True)
+class MassImpacts:
+    """What calibration uncertainties do to a fitted boson mass. All in MeV.
+
+    Attributes
+    ----------
+    boson : W or Z. luminosity : 1/fb. eta_edges : (n_eta + 1,).
+    sources : (n_source,) names. n_nuisances : (n_source,) independent variations of each.
+    unprofiled : (n_source,) of a fit in which the calibration is fixed.
+    frozen : (n_source,) of a fit with nuisances: sqrt(total^2 - total^2 with those of the source fixed).
+    constrained : (n_source,) of the same fit: what the source's own measurements contribute to the total error.
+    unprofiled_total : the sources in quadrature.
+    frozen_total : as ``frozen``, all sources together.
+    constrained_total : ``constrained`` in quadrature; total_error^2 = data_error^2 + constrained_total^2.
+    statistical : error of a fit in which the calibration is known.
+    total_error : of the fit with nuisances, statistics included.
+    data_error : the part of it that fluctuations of the data cause.
+    scale_sensitivity : (n_eta, 3) d m/d(A, e, M) of the fixed fit: MeV, MeV/GeV, MeV GeV.
+    resolution_sensitivity : (n_eta, 3) d m/d(a, b, c): MeV, MeV, MeV GeV^2.
+    nuisance_unprofiled, nuisance_constrained : (sum of n_nuisances,) shift of each variation by +1, source by source.
+    """
+
+    boson: str
+    luminosity: float
+    eta_edges: Floats
+    sources: tuple[str, ...]
+    n_nuisances: tuple[int, ...]
+    unprofiled: Floats
+    frozen: Floats
+    constrained: Floats
+    unprofiled_total: float
+    frozen_total: float
+    constrained_total: float
+    statistical: float
+    total_error: float
+    data_error: float
+    scale_sensitivity: Floats
+    resolution_sensitivity: Floats
+    nuisance_unprofiled: Floats
+    nuisance_constrained: Floats

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from musclecal.errors import InputError
 
-__all__ = ["Line", "Resonance", "Spectrum", "TemplateAxes", "resonance", "resonance_names"]
+__all__ = ["Line", "Resonance", "Spectrum", "TemplateAxes", "pdg_line", "resonance", "resonance_names"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Resonance:
         return (self.line, *self.neighbours)
 
 
-def _line(pdgid: int, fraction: float = 1.0) -> Line:
+def pdg_line(pdgid: int, fraction: float = 1.0) -> Line:
+    """Mass and width of a particle of the Particle Data Group's table."""
     from particle import Particle
 
     entry = Particle.from_pdgid(pdgid)
@@ -107,12 +108,12 @@ _UPSILON_PT = (4.0, 5.2, 6.6, 9.0, 50.0)
 @cache
 def _table() -> Mapping[str, Resonance]:
     # Relative dimuon yields of the Upsilon states at the LHC, 1 : 0.35 : 0.2, e.g. CMS, arXiv:1303.5900.
-    y1, y2, y3 = _line(553, 0.645), _line(100553, 0.226), _line(200553, 0.129)
+    y1, y2, y3 = pdg_line(553, 0.645), pdg_line(100553, 0.226), pdg_line(200553, 0.129)
     # Harder than production alone: triggers prefer high pT. Quartiles of the muon pT at the J/psi: 5.0, 6.4, 9.4 GeV.
     onium, bottomonium = Spectrum(p0=5.0, exponent=2.5), Spectrum(p0=6.5, exponent=2.6)
     entries = (
-        Resonance("Jpsi", r"J/$\psi$", _line(443), (), (2.85, 3.25), 80, _ONIA_PT, onium),
-        Resonance("psi2S", r"$\psi$(2S)", _line(100443), (), (3.4, 3.95), 80, _ONIA_PT, onium),
+        Resonance("Jpsi", r"J/$\psi$", pdg_line(443), (), (2.85, 3.25), 80, _ONIA_PT, onium),
+        Resonance("psi2S", r"$\psi$(2S)", pdg_line(100443), (), (3.4, 3.95), 80, _ONIA_PT, onium),
         Resonance(
             "Y1S", r"$\Upsilon$(1S)", y1, (y2, y3), (8.9, 9.8), 60, _UPSILON_PT, bottomonium, pt_scaled=True
         ),
@@ -143,7 +144,7 @@ def _table() -> Mapping[str, Resonance]:
         Resonance(
             "Z",
             "Z",
-            _line(23),
+            pdg_line(23),
             (),
             (75.0, 107.0),
             64,

@@ -23,7 +23,7 @@ LINKED = ("geometry", "fits", "validation")
 ALLOWED_IN = {
     "awkward": ("columnar", "event_writer", "events", "export/root"),
     "iminuit": ("fits/reference",),
-    "matplotlib": ("validation/plot_style", "validation/plots", "validation/systematic_plots"),
+    "matplotlib": ("validation/plot_style", "validation/plots"),
     "mplhep": ("validation/plot_style",),
     "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),

@@ -16,11 +16,13 @@ from musclecal.binning import Binning, TemplateBinning, equal_eta_edges
 from musclecal.errors import InputError
 from musclecal.records import (
     BinFits,
+    BosonTemplates,
     Closure,
     CutFlow,
     DimuonEvents,
     MassFits,
     MassHistogram,
+    MassImpacts,
     MassWidths,
     MuonResiduals,
     Muons,
@@ -181,6 +183,13 @@ EXAMPLES |= {
         1.01, 0.01,
     ),
 }  # fmt: skip
+EXAMPLES["templates"] = BosonTemplates(
+    "W", floats(5), ints(6), ("mu+", "mu-"), floats(6), floats(6), floats(6), floats(6, 12), floats(6, 12), 100
+)  # fmt: skip
+EXAMPLES["mass impacts"] = MassImpacts(
+    "W", 16.8, floats(5), ("a", "b"), (12, 1), floats(2), floats(2), floats(2), 5.0, 4.0, 3.0, 2.0, 6.0, 5.0,
+    floats(4, 3), floats(4, 3), floats(13), floats(13),
+)  # fmt: skip
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 
