@@ -213,7 +213,9 @@ class TemplateBinning:
     def mass_centres(self) -> NDArray[np.float64]:
         """(mass_bins,), GeV."""
         low, high = self.mass_window
-        return np.asarray(low + (high - low) / self.mass_bins * (np.arange(self.mass_bins) + 0.5), dtype=np.float64)
+        return np.asarray(
+            low + (high - low) / self.mass_bins * (np.arange(self.mass_bins) + 0.5), dtype=np.float64
+        )
 
     @property
     def phi_centres(self) -> NDArray[np.float64]:
