@@ -5,8 +5,11 @@ an exponential beside the simulated peak, which gives the purity in every mass b
 amount and slope are free again, bin by bin, about this start, so no bound on them is needed.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
+from musclecal.errors import InputError
 from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, Ints, TemplateHistogram
 
@@ -40,8 +43,16 @@ def expected_purity(data: TemplateHistogram, simulation: TemplateHistogram) -> F
 
     In each group n = rho (N + x dN/dx + v dN/dv) + exp(alpha + beta z), z from -1 to 1 over the mass window, by
     weighted least squares repeated: x a common correction of both muons, v a width, so that neither is taken for
-    background.
+    background. The data may have phi sectors, the simulation may be that of all sectors together.
+
+    Raises
+    ------
+    InputError : other axes, or simulation without derivatives.
     """
+    if replace(data.binning, phi_sectors=1) != replace(simulation.binning, phi_sectors=1):
+        raise InputError("background: data and simulation have different axes")
+    if not simulation.derivatives.size:
+        raise InputError("background: the simulation was filled without derivatives")
     group, n_group = _groups(data)
     n = _summed(group, n_group, data.counts)
     sim_group, _ = _groups(simulation)

@@ -23,7 +23,7 @@ The problem is linearised: correct the data with the result, fill and fit again,
 Not for: resonances without simulation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +61,18 @@ def _smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float)
     return np.asarray(weights / weights.sum())
 
 
-def _effective(histogram: TemplateHistogram) -> Floats:
-    """(n_bin,) sum of squared weights over sum of weights of each 4D bin: what one event stands for."""
-    if histogram.variances is None:
-        return np.ones(len(histogram.bins))
+def _event_weight(histogram: TemplateHistogram) -> Floats:
+    """(n_bin,) sum of squared weights over sum of weights of each 4D bin: what one event stands for; 1 where empty."""
     counts = histogram.counts.sum(axis=1)
-    return np.asarray(histogram.variances.sum(axis=1) / np.where(counts > 0.0, counts, 1.0))
+    if histogram.variances is None:
+        return np.ones_like(counts)
+    occupied = counts > 0.0
+    return np.where(occupied, histogram.variances.sum(axis=1) / np.where(occupied, counts, 1.0), 1.0)
+
+
+def _in_events(histogram: TemplateHistogram, table: Floats) -> Floats:
+    """A table of sums of weights as that of a sample without weights with the same statistical power, bin by bin."""
+    return np.asarray(table / _event_weight(histogram).reshape(-1, *(1,) * (table.ndim - 1)))
 
 
 def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> LogDerivatives:
@@ -84,12 +90,11 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
     bins = np.union1d(data.bins, simulation.bins)
     n_eta, n_mass = binning.n_eta, binning.mass_bins
     grid = (n_eta, n_eta, binning.n_bins // n_eta**2, n_mass)
-    per_event = 1.0 / _effective(simulation)
 
     def smoothed(of_data: Floats, of_simulation: Floats, weights: Floats) -> Floats:
         dense = np.zeros((binning.n_bins, n_mass))
-        dense[data.bins] = of_data
-        dense[simulation.bins] += of_simulation * per_event[:, None]
+        dense[data.bins] = _in_events(data, of_data)
+        dense[simulation.bins] += _in_events(simulation, of_simulation)
         return np.asarray(correlate(dense.reshape(grid), weights, mode="constant")).reshape(-1, n_mass)[bins]
 
     table = np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS)))
@@ -154,62 +159,86 @@ def _project_out(work: Floats, weight: Floats, first: int, last: int) -> int:
 
 
 @kernel
+def _linearise(
+    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, with_background: bool, own_width: bool,
+    slope_prior: float, first_shift: int, work: Floats, weight: Floats,
+) -> int:  # fmt: skip
+    """The weighted linear fit of one 4D bin; the number of its rows that count.
+
+    Columns of the work table, derivatives of the logarithm of the odds: yield, width of the bin, background, its
+    slope, then the 8 shifts, then the residual. Its last row holds the prior on the slope.
+    """
+    n_mass, n_shift = derivatives.shape
+    last = first_shift + n_shift
+    ratio = _yield_ratio(data, simulation, purity)
+    n_row = 0
+    work[:, :] = 0.0
+    weight[:] = 0.0
+    for m in range(n_mass):
+        pooled, f = data[m] + simulation[m], purity[m]
+        p = ratio / (ratio + f)
+        variance = pooled * p * (1.0 - p)
+        if not variance > 0.0:
+            continue
+        n_row += 1
+        # Of the pooled sample, a part (1 - f) p is background, which does not move with the signal.
+        g = derivatives[m] * f / (1.0 - (1.0 - f) * p)
+        weight[m] = variance
+        work[m, 0] = 1.0
+        if own_width:
+            work[m, 1] = g[n_shift // 2 - 1] + g[n_shift - 1]
+        if with_background:
+            work[m, 2] = 1.0 - f
+            work[m, 3] = (1.0 - f) * (2.0 * m / (n_mass - 1.0) - 1.0)
+        work[m, first_shift:last] = g
+        work[m, last] = (p * pooled - data[m]) / variance
+    if with_background:
+        weight[n_mass] = 1.0 / slope_prior**2
+        work[n_mass, 3] = 1.0
+        n_row += 1
+    return n_row
+
+
+@kernel
+def _products(work: Floats, weight: Floats, first_shift: int, normal: Floats, vector: Floats) -> float:
+    """Normal matrix (8, 8) and vector (8,) of the shifts; the chi2 without any."""
+    n_row, last = work.shape[0], work.shape[1] - 1
+    n_shift = last - first_shift
+    chi2 = 0.0
+    for m in range(n_row):
+        r = work[m, last]
+        chi2 += weight[m] * r * r
+        for p in range(n_shift):
+            weighted = weight[m] * work[m, first_shift + p]
+            vector[p] += weighted * r
+            for q in range(p + 1):
+                normal[p, q] += weighted * work[m, first_shift + q]
+    for p in range(n_shift):
+        for q in range(p):
+            normal[q, p] = normal[p, q]
+    return chi2
+
+
+@kernel
 def _reduce_block(
     data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, row_of: Ints, first_bin: int,
     last_bin: int, with_background: bool, own_width: bool, slope_prior: float,
     normal: Floats, vector: Floats, chi2: Floats, ndf: Ints,
 ) -> None:  # fmt: skip
-    """What each 4D bin says about its muons.
-
-    Columns of the work table, derivatives of the logarithm of the odds: yield, width of the bin, background, its
-    slope, then the 8 shifts, then the residual. Its last row holds the prior on the slope.
-    """
+    """What each 4D bin with data and simulation says about its muons."""
     n_mass, n_shift = data.shape[1], derivatives.shape[2]
     first_shift = 4
-    last = first_shift + n_shift
-    work = np.empty((n_mass + 1, last + 1))
+    work = np.empty((n_mass + 1, first_shift + n_shift + 1))
     weight = np.empty(n_mass + 1)
     for b in range(first_bin, last_bin):
         if not (data[b].sum() > 0.0 and simulation[b].sum() > 0.0):
             continue
-        ratio = _yield_ratio(data[b], simulation[b], purity[b])
-        n_cell = 0
-        work[:, :] = 0.0
-        weight[:] = 0.0
-        for m in range(n_mass):
-            pooled, f = data[b, m] + simulation[b, m], purity[b, m]
-            p = ratio / (ratio + f)
-            variance = pooled * p * (1.0 - p)
-            if not variance > 0.0:
-                continue
-            n_cell += 1
-            # Of the pooled sample, a part (1 - f) p is background, which does not move with the signal.
-            g = derivatives[row_of[b], m] * f / (1.0 - (1.0 - f) * p)
-            weight[m] = variance
-            work[m, 0] = 1.0
-            if own_width:
-                work[m, 1] = g[3] + g[n_shift // 2 + 3]
-            if with_background:
-                work[m, 2] = 1.0 - f
-                work[m, 3] = (1.0 - f) * (2.0 * m / (n_mass - 1.0) - 1.0)
-            work[m, first_shift:last] = g
-            work[m, last] = (p * pooled - data[b, m]) / variance
-        if with_background:
-            weight[n_mass] = 1.0 / slope_prior**2
-            work[n_mass, 3] = 1.0
-            n_cell += 1
-        ndf[b] = n_cell - _project_out(work, weight, 0, first_shift)
-        for m in range(n_mass + 1):
-            r = work[m, last]
-            chi2[b] += weight[m] * r * r
-            for p in range(n_shift):
-                weighted = weight[m] * work[m, first_shift + p]
-                vector[b, p] += weighted * r
-                for q in range(p + 1):
-                    normal[b, p, q] += weighted * work[m, first_shift + q]
-        for p in range(n_shift):
-            for q in range(p):
-                normal[b, q, p] = normal[b, p, q]
+        n_row = _linearise(
+            data[b], simulation[b], purity[b], derivatives[row_of[b]], with_background, own_width, slope_prior,
+            first_shift, work, weight,
+        )  # fmt: skip
+        ndf[b] = n_row - _project_out(work, weight, 0, first_shift)
+        chi2[b] = _products(work, weight, first_shift, normal[b], vector[b])
 
 
 @dataclass(frozen=True)
@@ -220,7 +249,7 @@ class BinInformation:
     ----------
     binning : the axes. bins : (n_bin,) 4D bin numbers with data and simulation.
     normal : (n_bin, 8, 8), vector : (n_bin, 8): chi2(x) = chi2 - 2 vector . x + x . normal . x, with x the correction
-        still to be applied (A, e in GeV, M in 1/GeV, additional variance of ln k) of mu+, then of mu-.
+        still to be applied (A, e in GeV, M in 1/GeV, additional variance (sigma_k/k)^2) of mu+, then of mu-.
     chi2, ndf : (n_bin,) at x = 0.
     events : (n_bin,) data. events_selected : data inside binning and window, used or not.
     mean_k : (n_bin, 2) of the data, 1/GeV.
@@ -245,6 +274,19 @@ def _rows_of(wanted: Ints, histogram: TemplateHistogram, table: Floats) -> Float
     return out
 
 
+def _derivative_rows(derivatives: LogDerivatives, binning: TemplateBinning, bins: Ints) -> Ints:
+    """Row of the derivatives for each 4D bin, whatever its phi sectors."""
+    if replace(binning, phi_sectors=1) != derivatives.binning:
+        raise InputError("template fit: derivatives of other axes than the histograms'")
+    wanted = binning.without_phi(bins)
+    missing = ~np.isin(wanted, derivatives.bins)
+    if np.any(missing):
+        raise InputError(
+            f"template fit: no derivatives for {np.count_nonzero(missing)} 4D bins, first {wanted[missing][0]}"
+        )
+    return np.asarray(np.searchsorted(derivatives.bins, wanted), dtype=np.int64)
+
+
 def bin_information(
     data: TemplateHistogram,
     simulation: TemplateHistogram,
@@ -261,23 +303,25 @@ def bin_information(
     ----------
     data, simulation : same axes; with phi sectors the derivatives are those of all sectors together.
     purity : (n_bin of the data, n_mass) expected share of signal in the data
-        (`musclecal.fits.template_background`); amount
-        and slope of the background are free in every bin. None: there is no background.
+        (`musclecal.fits.template_background`); amount and slope of the background are free in every bin.
+        None: there is no background.
     own_width : every 4D bin has a width of its own, instead of a width per eta bin.
     slope_prior : relative change of the background from the middle to the end of the window, one sigma.
 
     Raises
     ------
-    InputError : other axes, or no 4D bin with both data and simulation.
+    InputError : other axes, derivatives of other samples, or no 4D bin with both data and simulation.
     """
     binning = data.binning
     if binning != simulation.binning:
         raise InputError("template fit: data and simulation have different axes")
+    if purity is not None and purity.shape != data.counts.shape:
+        raise InputError(f"template fit: purity {purity.shape} for counts {data.counts.shape}")
     bins = np.intersect1d(data.bins, simulation.bins)
-    row_of = np.searchsorted(derivatives.bins, binning.without_phi(bins))
-    n, sim = _rows_of(bins, data, data.counts), _rows_of(bins, simulation, simulation.counts)
+    row_of = _derivative_rows(derivatives, binning, bins)
+    n = _rows_of(bins, data, _in_events(data, data.counts))
+    sim = _rows_of(bins, simulation, _in_events(simulation, simulation.counts))
     pure = np.ones_like(n) if purity is None else _rows_of(bins, data, purity)
-    sim /= np.maximum(_rows_of(bins, simulation, _effective(simulation)[:, None]), 1e-300)
     n_shift = derivatives.table.shape[2]
     normal, vector = np.zeros((len(bins), n_shift, n_shift)), np.zeros((len(bins), n_shift))
     chi2, ndf = np.zeros(len(bins)), np.zeros(len(bins), dtype=np.int64)
@@ -297,8 +341,9 @@ def bin_information(
     if not np.any(used):
         raise InputError("template fit: no 4D bin has both data and simulation")
     return BinInformation(
-        binning, bins[used], normal[used], vector[used], chi2[used], ndf[used], n.sum(axis=1)[used],
-        float(data.counts.sum()), _rows_of(bins, data, data.mean_k)[used],
+        binning, bins[used], normal[used], vector[used], chi2[used], ndf[used],
+        _rows_of(bins, data, data.counts).sum(axis=1)[used], float(data.counts.sum()),
+        _rows_of(bins, data, data.mean_k)[used],
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 r"""Fill pairs into the histograms of the template fit: counts, and how they change when momenta are corrected.
 
-Each pair is filled five times in one pass: as it is, and with the curvature of mu+ or of mu- times :math:`e^{\pm h}`.
+Each pair is filled five times in one pass: as it is, and with the curvature of mu+ or of mu- times :math:`1 \pm h`.
 The differences are the derivatives of the counts, with all migration between cells inside them:
 
 .. math:: \frac{\partial n}{\partial\theta_p} = \frac{1}{2h}\sum_\mathrm{pairs} w_p\,
@@ -8,7 +8,8 @@ The differences are the derivatives of the counts, with all migration between ce
    \frac{\partial n}{\partial v} = \frac{1}{2h^2}\sum_\mathrm{pairs}
    \bigl[\mathbf 1(+h) + \mathbf 1(-h) - 2\cdot\mathbf 1(0)\bigr]
 
-with w = 1, -k, q/k for A, e, M (`musclecal.scale`), and v an additional variance of :math:`\ln k`.
+with w = 1, -k, q/k for A, e, M (`musclecal.scale`), and v an additional :math:`(\sigma_k/k)^2`, symmetric in k as
+the resolution is: steps symmetric in ln k would give every v a shift A = v/2.
 
 All sums are integers: the same bits for any chunks, threads and order of files.
 """
@@ -30,12 +31,15 @@ from musclecal.scale import correction_gradient
 __all__ = ["MUON_SHIFTS", "fill_templates"]
 
 MUON_SHIFTS = ("A", "e", "M", "width")
-"""What one muon can be shifted by: the correction's parameters, and an additional variance of ln k."""
+"""What one muon can be shifted by: the correction's parameters, and an additional (sigma_k/k)^2."""
 
 # Units of the integer sums: a weight, and w_p of A, e, M and of the width.
 _WEIGHT_UNIT = 2.0**32
 _SHIFT_UNITS = 2.0 ** np.array([32, 32, 22, 32])
-_MOST_EVENTS = 1e9
+_LARGEST_SUM = 1e9
+_OVERFLOW = (
+    f"template histogram: weights or their squares sum to more than {_LARGEST_SUM:g}; fill fewer events"
+)
 
 
 @kernel
@@ -119,8 +123,8 @@ def _accumulate(
 
 
 def _factors(step: float, derivatives: bool) -> Floats:
-    """Factors on (pt+, pt-) of the fills: curvature of mu+, then of mu-, times exp(+step) and exp(-step)."""
-    down, up = math.exp(-step), math.exp(step)
+    """Factors on (pt+, pt-) of the fills: curvature of mu+, then of mu-, times 1 + step and 1 - step."""
+    down, up = 1.0 / (1.0 + step), 1.0 / (1.0 - step)
     rows = [[1.0, 1.0], [down, 1.0], [up, 1.0], [1.0, down], [1.0, up]]
     return np.array(rows if derivatives else rows[:1])
 
@@ -179,24 +183,30 @@ def fill_templates(
 
     Raises
     ------
-    InputError : no event inside the binning, or a weight out of range.
-    OverflowError : more than 1e9 events.
+    InputError : no event inside the binning, a step or a weight out of range.
+    OverflowError : more than 1e9 events, or sum of weights or of squared weights.
     """
 
-    def work(events: DimuonEvents) -> SparseSums:
+    if not 0.0 < step < 0.1:
+        raise InputError(f"step: a relative shift between 0 and 0.1, got {step}")
+
+    def work(events: DimuonEvents) -> tuple[SparseSums, float]:
         weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
         if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
             raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
-        return _fill_chunk(events, weights, binning, step, derivatives)
+        largest = len(events) if weights is None else np.maximum(weights, weights**2).sum()
+        return _fill_chunk(events, weights, binning, step, derivatives), float(largest)
 
     total: SparseSums | None = None
-    for partial in in_order(work, chunks, threads):
+    filled = 0.0
+    for partial, largest in in_order(work, chunks, threads):
+        filled += largest
+        if filled > _LARGEST_SUM:
+            raise OverflowError(_OVERFLOW)
         total = partial if total is None else total + partial
     if total is None or not total.tables["counts"].any():
         raise InputError("no event inside the binning and the mass window: check units, windows and edges")
     unit = 1.0 if weight is None else _WEIGHT_UNIT
-    if total.tables["counts"].sum(dtype=np.float64) / unit > _MOST_EVENTS:
-        raise OverflowError(f"template histogram: more than {_MOST_EVENTS:g} events")
     per_step = np.array([2.0 * step] * 3 + [2.0 * step**2]) * _SHIFT_UNITS
     events_of_row = np.maximum(total.tables["sums"][:, 2:] / _SHIFT_UNITS[1], 1e-300)
     return TemplateHistogram(

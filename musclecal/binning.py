@@ -181,6 +181,9 @@ class TemplateBinning:
     def __post_init__(self) -> None:
         for axis in ("eta_edges", "asymmetry_edges", "pt_edges", "muon_pt", "mass_window"):
             object.__setattr__(self, axis, _checked(getattr(self, axis), axis))
+        for axis in ("muon_pt", "mass_window"):
+            if len(getattr(self, axis)) != 2:
+                raise InputError(f"{axis}: need a low and a high value, got {getattr(self, axis)}")
         low, high = self.mass_window
         if not low < self.mass_reference < high:
             raise InputError(f"mass_window: {low} to {high} GeV does not contain {self.mass_reference} GeV")

@@ -195,8 +195,8 @@ class TemplateHistogram:
     binning : the axes. bins : (n_bin,) 4D bin numbers, increasing.
     counts : (n_bin, n_mass) events, or sums of weights.
     variances : (n_bin, n_mass) sums of squared weights; None where all weights are one.
-    derivatives : (n_bin, n_mass, 8) of the counts by a correction A, e (GeV), M (1/GeV) and by an additional variance
-        of ln k of mu+, then the same of mu-; (n_bin, n_mass, 0) where they were not filled.
+    derivatives : (n_bin, n_mass, 8) of the counts by a correction A, e (GeV), M (1/GeV) and by an additional
+        (sigma_k/k)^2 of mu+, then the same of mu-; (n_bin, n_mass, 0) where they were not filled.
     mean_k : (n_bin, 2) average curvature of mu+ and mu-, 1/GeV.
     n_outside : selected events outside the binning. cut_flows : how the selection went, by sample.
     """
@@ -385,7 +385,7 @@ class ScaleCalibration(ScaleWithCovariance):
 class ScaleInformation:
     """What a resonance says about corrections of single muons: a quadratic chi2, before any choice of parameters.
 
-    With x the corrections still to be applied, in the order A, e (GeV), M (1/GeV), additional variance of ln k
+    With x the corrections still to be applied, in the order A, e (GeV), M (1/GeV), additional (sigma_k/k)^2
     of region 0, then of region 1, ...: chi2(x) = chi2 - 2 vector . x + x . normal . x.
 
     Attributes

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from musclecal.binning import Binning, bin_of, equal_eta_edges
+from musclecal.binning import Binning, TemplateBinning, bin_of, equal_eta_edges
 from musclecal.errors import InputError
 
 JPSI = Binning(
@@ -114,3 +114,56 @@ def test_binnings_of_the_same_edges_are_equal() -> None:
 def test_a_mass_window_with_three_numbers_is_refused() -> None:
     with pytest.raises((InputError, ValueError), match=r"mass_window|unpack"):
         replace(JPSI, mass_window=(2.8, 3.0, 3.3))  # type: ignore[arg-type]
+
+
+TEMPLATE = TemplateBinning(
+    eta_edges=equal_eta_edges(6, 2.4),
+    asymmetry_edges=(-1.0, -0.1, 0.1, 1.0),
+    pt_edges=(10.0, 40.0, 200.0),
+    muon_pt=(25.0, 100.0),
+    mass_window=(75.0, 107.0),
+    mass_bins=32,
+    mass_reference=91.19,
+    phi_sectors=4,
+)
+
+
+class TestTemplateBinning:
+    def test_numbers_are_unravelled_in_the_documented_order(self) -> None:
+        plus, minus, a, p = 23, 7, 1, 1
+        number = ((plus * 24 + minus) * 3 + a) * 2 + p
+        assert tuple(int(axis) for axis in TEMPLATE.unravel(number)) == (plus, minus, a, p)
+        assert TEMPLATE.shape == (24, 24, 3, 2)
+        assert TEMPLATE.n_bins == 24 * 24 * 3 * 2
+
+    def test_all_sectors_together_are_the_bins_without_phi(self) -> None:
+        whole = replace(TEMPLATE, phi_sectors=1)
+        numbers = TEMPLATE.without_phi(np.arange(TEMPLATE.n_bins))
+        assert np.all(np.bincount(numbers, minlength=whole.n_bins) == 4**2)
+        plus, minus, a, p = TEMPLATE.unravel(np.arange(TEMPLATE.n_bins))
+        together = whole.unravel(numbers)
+        for axis, expected in zip(together, (plus // 4, minus // 4, a, p), strict=True):
+            np.testing.assert_array_equal(axis, expected)
+        np.testing.assert_array_equal(whole.without_phi(np.arange(whole.n_bins)), np.arange(whole.n_bins))
+
+    def test_centres(self) -> None:
+        np.testing.assert_allclose(TEMPLATE.mass_centres, np.arange(75.5, 107.0))
+        np.testing.assert_allclose(TEMPLATE.phi_centres, np.pi * np.array([-0.75, -0.25, 0.25, 0.75]))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"eta_edges": (0.0,)}, "eta_edges: need at least two edges"),
+            ({"asymmetry_edges": (0.0, -1.0)}, "asymmetry_edges: edges must be finite and increasing"),
+            ({"pt_edges": (4.0, math.nan)}, "pt_edges: edges must be finite"),
+            ({"muon_pt": (25.0, 20.0)}, "muon_pt: edges must be finite and increasing"),
+            ({"mass_bins": 3}, "mass_bins: need at least 4, got 3"),
+            ({"mass_window": (92.0, 107.0)}, "does not contain 91.19"),
+            ({"mass_window": (75.0, 80.0, 107.0)}, "mass_window: need a low and a high value"),
+            ({"muon_pt": (25.0, 50.0, 100.0)}, "muon_pt: need a low and a high value"),
+            ({"phi_sectors": 0}, "phi_sectors: need at least 1, got 0"),
+        ],
+    )
+    def test_impossible_axes_are_refused_by_name(self, change: dict[str, object], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            replace(TEMPLATE, **change)  # type: ignore[arg-type]

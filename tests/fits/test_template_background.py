@@ -1,0 +1,120 @@
+"""The expected purity on exponential backgrounds that are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from musclecal.binning import TemplateBinning, equal_eta_edges
+from musclecal.errors import InputError
+from musclecal.fits.template_background import expected_purity
+from musclecal.records import Floats, TemplateHistogram
+
+RNG = np.random.default_rng(74)
+AXES = TemplateBinning(
+    equal_eta_edges(6, 2.4), (-1.0, 0.0, 1.0), (3.0, 7.0, 60.0), (4.0, 50.0), (2.85, 3.25), 40, 3.0969
+)
+Z = np.linspace(-1.0, 1.0, 40)
+SIGMA = 0.03
+
+
+def signal(shift: float = 0.0, width: float = 0.0) -> Floats:
+    """(n_mass,) a peak with a tail; ``shift`` of ln k of both muons moves the mass by -shift."""
+    x = (AXES.mass_centres - 3.0969 * (1.0 - shift)) / np.sqrt(SIGMA**2 + 0.5 * 3.0969**2 * width)
+    density = np.exp(-0.5 * x**2) + 0.02 * (x < 0.0)
+    return np.asarray(density / density.sum())
+
+
+def sample(binning: TemplateBinning, shape: Floats, events: Floats) -> TemplateHistogram:
+    """The same shape in all 4D bins, with derivatives by A and width shared by the two muons."""
+    counts = events[:, None] * shape
+    step = 1e-4
+    by_shift = (signal(step) - signal(-step)) / (2.0 * step)
+    by_width = (signal(0.0, step) - signal(0.0, -step)) / (2.0 * step)
+    derivatives = np.zeros((*counts.shape, 8))
+    derivatives[:, :, [0, 4]] = 0.5 * events[:, None, None] * by_shift[:, None]
+    derivatives[:, :, [3, 7]] = 0.5 * events[:, None, None] * by_width[:, None]
+    return TemplateHistogram(
+        binning, np.arange(binning.n_bins), counts, derivatives, np.full((len(counts), 2), 0.1)
+    )
+
+
+def simulation(binning: TemplateBinning = AXES) -> TemplateHistogram:
+    return sample(binning, signal(), np.full(binning.n_bins, 4e4))
+
+
+def with_background(
+    shape: Floats, background: Floats, share: Floats, binning: TemplateBinning = AXES
+) -> tuple[TemplateHistogram, Floats]:
+    """Data of 1e4 events per 4D bin, ``share`` (n_bins,) of them background; and the purity."""
+    data = sample(binning, shape, 1e4 * (1.0 - share))
+    extra = 1e4 * share[:, None] * background / background.sum()
+    pure = data.counts / (data.counts + extra)
+    return replace(data, counts=data.counts + extra), pure
+
+
+@pytest.mark.parametrize("slope", [-1.0, -0.4, 0.0, 0.6])
+def test_a_known_background_is_found(slope: float) -> None:
+    share = np.full(AXES.n_bins, 0.15)
+    data, pure = with_background(signal(), np.exp(slope * Z), share)
+    np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
+def test_it_may_differ_between_groups() -> None:
+    """pT bins with a background of their own."""
+    share = np.where(AXES.unravel(np.arange(AXES.n_bins))[3] == 0, 0.3, 0.05)
+    data, pure = with_background(signal(), np.exp(-0.4 * Z), share)
+    np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
+def test_a_shifted_and_wider_peak_is_not_background() -> None:
+    share = np.full(AXES.n_bins, 0.15)
+    for shape in (signal(shift=5e-4), signal(width=1e-5)):
+        data, pure = with_background(shape, np.exp(-0.4 * Z), share)
+        np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=2e-2)
+        fraction = 1.0 - (expected_purity(data, simulation()) * data.counts).sum() / data.counts.sum()
+        assert fraction == pytest.approx(0.15, abs=0.01)
+
+
+def test_without_background_all_is_signal() -> None:
+    data = sample(AXES, signal(), np.full(AXES.n_bins, 500.0))
+    noisy = replace(data, counts=RNG.poisson(data.counts).astype(float))
+    purity = expected_purity(noisy, simulation())
+    assert (purity * noisy.counts).sum() / noisy.counts.sum() > 0.985
+    exact = expected_purity(data, simulation())
+    assert (exact * data.counts).sum() / data.counts.sum() > 0.999
+
+
+def test_with_poisson_counts_the_amount_is_right() -> None:
+    share = np.full(AXES.n_bins, 0.15)
+    data, _ = with_background(signal(), np.exp(-0.4 * Z), share)
+    fractions = []
+    for _ in range(10):
+        noisy = replace(data, counts=RNG.poisson(0.02 * data.counts).astype(float))
+        purity = expected_purity(noisy, simulation())
+        fractions.append(1.0 - (purity * noisy.counts).sum() / noisy.counts.sum())
+    assert np.mean(fractions) == pytest.approx(0.15, abs=0.006)
+
+
+def test_phi_sectors_share_the_background_of_the_whole() -> None:
+    sectors = replace(AXES, phi_sectors=3)
+    share = np.full(sectors.n_bins, 0.2)
+    data, pure = with_background(signal(), np.exp(-0.4 * Z), share, sectors)
+    np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
+def test_groups_without_data_or_simulation_are_pure() -> None:
+    data, _ = with_background(signal(), np.exp(-0.4 * Z), np.full(AXES.n_bins, 0.15))
+    first = AXES.unravel(np.arange(AXES.n_bins))[3] == 0
+    empty = replace(simulation(), counts=np.where(first[:, None], 0.0, simulation().counts))
+    purity = expected_purity(data, empty)
+    np.testing.assert_array_equal(purity[first], 1.0)
+    assert np.all(np.isfinite(purity))
+
+
+def test_what_is_asked_for_must_be_there() -> None:
+    data = simulation()
+    with pytest.raises(InputError, match="without derivatives"):
+        expected_purity(data, replace(data, derivatives=np.zeros((*data.counts.shape, 0))))
+    with pytest.raises(InputError, match="different axes"):
+        expected_purity(data, simulation(replace(AXES, mass_window=(2.84, 3.25))))
