@@ -16,7 +16,7 @@ from musclecal.fits.normal_equations import solve_normal
 from musclecal.fits.scale_fit import PARAMETERS, parameter_labels
 from musclecal.fits.template_closure import BinInformation
 from musclecal.fits.templates import MUON_SHIFTS
-from musclecal.records import Floats, ScaleInformation
+from musclecal.records import Floats, Ints, ScaleInformation
 
 __all__ = [
     "Design",
@@ -39,15 +39,9 @@ def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
     binning = bins.binning
     n = binning.n_region
     plus, minus, _, _ = binning.unravel(bins.bins)
-    normal = np.zeros((n, n, _N_SHIFT, _N_SHIFT))
     vector = np.zeros((n, _N_SHIFT))
-    first, second = slice(0, _N_SHIFT), slice(_N_SHIFT, None)
-    np.add.at(normal, (plus, plus), bins.normal[:, first, first])
-    np.add.at(normal, (minus, minus), bins.normal[:, second, second])
-    np.add.at(normal, (plus, minus), bins.normal[:, first, second])
-    np.add.at(normal, (minus, plus), bins.normal[:, second, first])
-    np.add.at(vector, plus, bins.vector[:, first])
-    np.add.at(vector, minus, bins.vector[:, second])
+    np.add.at(vector, plus, bins.vector[:, :_N_SHIFT])
+    np.add.at(vector, minus, bins.vector[:, _N_SHIFT:])
     weight = np.bincount(plus, bins.events, n) + np.bincount(minus, bins.events, n)
     curvature = np.bincount(plus, bins.events * bins.mean_k[:, 0], n)
     curvature += np.bincount(minus, bins.events * bins.mean_k[:, 1], n)
@@ -55,14 +49,26 @@ def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
         resonance=resonance,
         eta_edges=np.array(binning.eta_edges),
         phi_sectors=binning.phi_sectors,
-        normal=normal.transpose(0, 2, 1, 3).reshape(_N_SHIFT * n, _N_SHIFT * n),
+        normal=_summed(bins.normal, plus, minus, n),
         vector=vector.ravel(),
         chi2=float(bins.chi2.sum()),
         ndf=int(bins.ndf.sum()),
         mean_k=curvature / np.where(weight > 0.0, weight, 1.0),
         events_used=float(bins.events.sum()),
         events_selected=bins.events_selected,
+        noise=_summed(bins.noise, plus, minus, n),
     )
+
+
+def _summed(of_bins: Floats, plus: Ints, minus: Ints, n: int) -> Floats:
+    """(4 n, 4 n) sum of the (8, 8) matrices of the 4D bins, in the regions ``plus``, ``minus`` of their muons."""
+    total = np.zeros((n, n, _N_SHIFT, _N_SHIFT))
+    first, second = slice(0, _N_SHIFT), slice(_N_SHIFT, None)
+    np.add.at(total, (plus, plus), of_bins[:, first, first])
+    np.add.at(total, (minus, minus), of_bins[:, second, second])
+    np.add.at(total, (plus, minus), of_bins[:, first, second])
+    np.add.at(total, (minus, plus), of_bins[:, second, first])
+    return np.asarray(total.transpose(0, 2, 1, 3).reshape(_N_SHIFT * n, _N_SHIFT * n))
 
 
 @dataclass(frozen=True)
@@ -181,14 +187,18 @@ def solve_information(information: ScaleInformation, *designs: Design) -> Inform
     """
     matrix = np.concatenate([design.matrix for design in designs], axis=1)
     labels = tuple(label for design in designs for label in design.labels)
+    normal, vector = matrix.T @ information.normal @ matrix, matrix.T @ information.vector
+    response = normal - matrix.T @ information.noise @ matrix
     try:
-        solution = solve_normal(matrix.T @ information.normal @ matrix, matrix.T @ information.vector, labels)
+        solution = solve_normal(response, vector, labels)
     except InputError as error:
         raise InputError(f"template fit at {information.resonance}: {error}") from None
-    change = float(solution.values @ (matrix.T @ information.vector))
-    chi2, ndf = information.chi2 - change, information.ndf - len(labels)
+    values = solution.values
+    chi2 = information.chi2 - float(2.0 * values @ vector - values @ normal @ values)
+    ndf = information.ndf - len(labels)
+    covariance = solution.covariance @ normal @ solution.covariance
     return InformationSolution(
-        labels, solution.values, solution.covariance, chi2, ndf, float(chi2_distribution.sf(chi2, ndf)),
+        labels, values, 0.5 * (covariance + covariance.T), chi2, ndf, float(chi2_distribution.sf(chi2, ndf)),
         solution.condition,
     )  # fmt: skip
 

@@ -16,7 +16,9 @@ closure, split or joint fit needs (`ScaleInformation`).
 Why it has no bias: with g made from data and simulation together, every ingredient but the labels "data" and
 "simulation" is a function of the pooled sample, and under the null hypothesis the labels are exchangeable.
 Derivatives of the simulation alone correlate with N. They are smoothed over neighbouring eta cells, along the
-diagonal where the kinematics of a pair stays the same: noise in g acts as information that is not there.
+diagonal where the kinematics of a pair stays the same. What is left of their noise acts as information that is not
+there and would dilute the result; the difference of two random halves of the sample says how much it is, and it is
+taken out of the response (not of the variance).
 
 The problem is linearised: correct the data with the result, fill and fit again, until nothing changes.
 
@@ -44,11 +46,19 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class LogDerivatives:
-    """g: (n_bin, n_mass, 8) derivatives of ln(counts) in the phi-less 4D bins ``bins`` (n_bin,)."""
+    """Derivatives of ln(counts).
+
+    Attributes
+    ----------
+    bins : (n_bin,) 4D bins without phi.
+    table : (n_bin, n_mass, 8) g of the whole sample.
+    noise : (n_bin, n_mass, 8) half of the difference of g in two random halves: as noisy as ``table``, no more.
+    """
 
     binning: TemplateBinning
     bins: Ints
     table: Floats
+    noise: Floats
 
 
 def _smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
@@ -97,15 +107,20 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
         dense[simulation.bins] += _in_events(simulation, of_simulation)
         return np.asarray(correlate(dense.reshape(grid), weights, mode="constant")).reshape(-1, n_mass)[bins]
 
-    table = np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS)))
+    halves = [
+        h.derivatives / 2.0 if h.half_derivatives is None else h.half_derivatives for h in (data, simulation)
+    ]
+    table, noise = (np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS))) for _ in range(2))
     for name, lengths in _SMOOTHING.items():
         weights = _smoothing_kernel(binning.eta_edges, *lengths)[:, :, None, None]
         counts = smoothed(data.counts, simulation.counts, weights)
         occupied = counts > 1e-6
         for p in (MUON_SHIFTS.index(name), len(MUON_SHIFTS) + MUON_SHIFTS.index(name)):
-            change = smoothed(data.derivatives[:, :, p], simulation.derivatives[:, :, p], weights)
-            table[:, :, p] = np.where(occupied, change / np.where(occupied, counts, 1.0), 0.0)
-    return LogDerivatives(binning, bins, table)
+            whole = smoothed(data.derivatives[:, :, p], simulation.derivatives[:, :, p], weights)
+            half = smoothed(halves[0][:, :, p], halves[1][:, :, p], weights)
+            table[:, :, p] = np.where(occupied, whole / np.where(occupied, counts, 1.0), 0.0)
+            noise[:, :, p] = np.where(occupied, (2.0 * half - whole) / np.where(occupied, counts, 1.0), 0.0)
+    return LogDerivatives(binning, bins, table, noise)
 
 
 @kernel
@@ -160,17 +175,21 @@ def _project_out(work: Floats, weight: Floats, first: int, last: int) -> int:
 
 @kernel
 def _linearise(
-    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, with_background: bool, own_width: bool,
-    slope_prior: float, first_shift: int, work: Floats, weight: Floats,
+    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, noise: Floats, with_background: bool,
+    own_width: bool, slope_prior: float, first_shift: int, work: Floats, weight: Floats,
 ) -> int:  # fmt: skip
     """The weighted linear fit of one 4D bin; the number of its rows that count.
 
     Columns of the work table, derivatives of the logarithm of the odds: yield, width of the bin, background, its
-    slope, then the 8 shifts, then the residual. Its last row holds the prior on the slope.
+    slope, then the 8 shifts, their noise, and the residual. Its last row holds the prior on the slope.
+
+    With the yield of the bin fitted, the split of its K events is hypergeometric: variances are K/(K - 1) larger.
     """
     n_mass, n_shift = derivatives.shape
-    last = first_shift + n_shift
+    last = first_shift + 2 * n_shift
     ratio = _yield_ratio(data, simulation, purity)
+    all_events = data.sum() + simulation.sum()
+    finite = max(all_events - 1.0, 0.0) / all_events
     n_row = 0
     work[:, :] = 0.0
     weight[:] = 0.0
@@ -182,15 +201,17 @@ def _linearise(
             continue
         n_row += 1
         # Of the pooled sample, a part (1 - f) p is background, which does not move with the signal.
-        g = derivatives[m] * f / (1.0 - (1.0 - f) * p)
-        weight[m] = variance
+        of_signal = f / (1.0 - (1.0 - f) * p)
+        g = of_signal * derivatives[m]
+        weight[m] = finite * variance
         work[m, 0] = 1.0
         if own_width:
             work[m, 1] = g[n_shift // 2 - 1] + g[n_shift - 1]
         if with_background:
             work[m, 2] = 1.0 - f
             work[m, 3] = (1.0 - f) * (2.0 * m / (n_mass - 1.0) - 1.0)
-        work[m, first_shift:last] = g
+        work[m, first_shift : first_shift + n_shift] = g
+        work[m, first_shift + n_shift : last] = of_signal * noise[m]
         work[m, last] = (p * pooled - data[m]) / variance
     if with_background:
         weight[n_mass] = 1.0 / slope_prior**2
@@ -200,45 +221,52 @@ def _linearise(
 
 
 @kernel
-def _products(work: Floats, weight: Floats, first_shift: int, normal: Floats, vector: Floats) -> float:
-    """Normal matrix (8, 8) and vector (8,) of the shifts; the chi2 without any."""
+def _products(
+    work: Floats, weight: Floats, first_shift: int, normal: Floats, noise: Floats, vector: Floats
+) -> float:
+    """Normal matrix (8, 8), that of the noise, and vector (8,) of the shifts; the chi2 without any."""
     n_row, last = work.shape[0], work.shape[1] - 1
-    n_shift = last - first_shift
+    n_shift = (last - first_shift) // 2
     chi2 = 0.0
     for m in range(n_row):
         r = work[m, last]
         chi2 += weight[m] * r * r
         for p in range(n_shift):
             weighted = weight[m] * work[m, first_shift + p]
+            weighted_noise = weight[m] * work[m, first_shift + n_shift + p]
             vector[p] += weighted * r
             for q in range(p + 1):
                 normal[p, q] += weighted * work[m, first_shift + q]
+                noise[p, q] += weighted_noise * work[m, first_shift + n_shift + q]
     for p in range(n_shift):
         for q in range(p):
             normal[q, p] = normal[p, q]
+            noise[q, p] = noise[p, q]
     return chi2
 
 
 @kernel
 def _reduce_block(
-    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, row_of: Ints, first_bin: int,
-    last_bin: int, with_background: bool, own_width: bool, slope_prior: float,
-    normal: Floats, vector: Floats, chi2: Floats, ndf: Ints,
+    data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, derivative_noise: Floats, row_of: Ints,
+    first_bin: int, last_bin: int, with_background: bool, own_width: bool, slope_prior: float,
+    normal: Floats, noise: Floats, vector: Floats, chi2: Floats, ndf: Ints,
 ) -> None:  # fmt: skip
     """What each 4D bin with data and simulation says about its muons."""
     n_mass, n_shift = data.shape[1], derivatives.shape[2]
     first_shift = 4
-    work = np.empty((n_mass + 1, first_shift + n_shift + 1))
+    work = np.empty((n_mass + 1, first_shift + 2 * n_shift + 1))
     weight = np.empty(n_mass + 1)
     for b in range(first_bin, last_bin):
-        if not (data[b].sum() > 0.0 and simulation[b].sum() > 0.0):
+        if not (
+            data[b].sum() > 0.0 and simulation[b].sum() > 0.0 and data[b].sum() + simulation[b].sum() > 1.0
+        ):
             continue
         n_row = _linearise(
-            data[b], simulation[b], purity[b], derivatives[row_of[b]], with_background, own_width, slope_prior,
-            first_shift, work, weight,
+            data[b], simulation[b], purity[b], derivatives[row_of[b]], derivative_noise[row_of[b]], with_background,
+            own_width, slope_prior, first_shift, work, weight,
         )  # fmt: skip
         ndf[b] = n_row - _project_out(work, weight, 0, first_shift)
-        chi2[b] = _products(work, weight, first_shift, normal[b], vector[b])
+        chi2[b] = _products(work, weight, first_shift, normal[b], noise[b], vector[b])
 
 
 @dataclass(frozen=True)
@@ -250,6 +278,7 @@ class BinInformation:
     binning : the axes. bins : (n_bin,) 4D bin numbers with data and simulation.
     normal : (n_bin, 8, 8), vector : (n_bin, 8): chi2(x) = chi2 - 2 vector . x + x . normal . x, with x the correction
         still to be applied (A, e in GeV, M in 1/GeV, additional variance (sigma_k/k)^2) of mu+, then of mu-.
+    noise : (n_bin, 8, 8) part of ``normal`` that is noise of the derivatives.
     chi2, ndf : (n_bin,) at x = 0.
     events : (n_bin,) data. events_selected : data inside binning and window, used or not.
     mean_k : (n_bin, 2) of the data, 1/GeV.
@@ -264,6 +293,7 @@ class BinInformation:
     events: Floats
     events_selected: float
     mean_k: Floats
+    noise: Floats
 
 
 def _rows_of(wanted: Ints, histogram: TemplateHistogram, table: Floats) -> Floats:
@@ -323,27 +353,30 @@ def bin_information(
     sim = _rows_of(bins, simulation, _in_events(simulation, simulation.counts))
     pure = np.ones_like(n) if purity is None else _rows_of(bins, data, purity)
     n_shift = derivatives.table.shape[2]
-    normal, vector = np.zeros((len(bins), n_shift, n_shift)), np.zeros((len(bins), n_shift))
+    normal, noise = (np.zeros((len(bins), n_shift, n_shift)) for _ in range(2))
+    vector = np.zeros((len(bins), n_shift))
     chi2, ndf = np.zeros(len(bins)), np.zeros(len(bins), dtype=np.int64)
 
     def reduce_block(first: int) -> None:
         _reduce_block(
-            n, sim, pure, derivatives.table, row_of, first, min(first + _BLOCK, len(bins)), purity is not None,
-            own_width, slope_prior, normal, vector, chi2, ndf,
+            n, sim, pure, derivatives.table, derivatives.noise, row_of, first, min(first + _BLOCK, len(bins)),
+            purity is not None, own_width, slope_prior, normal, noise, vector, chi2, ndf,
         )  # fmt: skip
 
     for _ in in_order(reduce_block, range(0, len(bins), _BLOCK), threads):
         pass
     if own_width:
         of_width = [p for p in range(n_shift) if MUON_SHIFTS[p % len(MUON_SHIFTS)] == "width"]
-        normal[:, of_width] = normal[:, :, of_width] = vector[:, of_width] = 0.0
+        vector[:, of_width] = 0.0
+        for matrix in (normal, noise):
+            matrix[:, of_width] = matrix[:, :, of_width] = 0.0
     used = ndf > 0
     if not np.any(used):
         raise InputError("template fit: no 4D bin has both data and simulation")
     return BinInformation(
         binning, bins[used], normal[used], vector[used], chi2[used], ndf[used],
         _rows_of(bins, data, data.counts).sum(axis=1)[used], float(data.counts.sum()),
-        _rows_of(bins, data, data.mean_k)[used],
+        _rows_of(bins, data, data.mean_k)[used], noise[used],
     )  # fmt: skip
 
 
@@ -352,6 +385,6 @@ def selected(information: BinInformation, which: NDArray[np.bool_]) -> BinInform
     lost = float(information.events[~which].sum())
     i = information
     return BinInformation(
-        i.binning, i.bins[which], i.normal[which], i.vector[which], i.chi2[which], i.ndf[which], i.events[which],
-        i.events_selected - lost, i.mean_k[which],
+        i.binning, i.bins[which], i.normal[which], i.vector[which], i.chi2[which], i.ndf[which],
+        i.events[which], i.events_selected - lost, i.mean_k[which], i.noise[which],
     )  # fmt: skip

@@ -11,6 +11,8 @@ The differences are the derivatives of the counts, with all migration between ce
 with w = 1, -k, q/k for A, e, M (`musclecal.scale`), and v an additional :math:`(\sigma_k/k)^2`, symmetric in k as
 the resolution is: steps symmetric in ln k would give every v a shift A = v/2.
 
+The derivatives of one random half of the sample are kept beside those of the whole: their difference tells the noise.
+
 All sums are integers: the same bits for any chunks, threads and order of files.
 """
 
@@ -18,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musclecal.binning import TemplateBinning, bin_of
 from musclecal.compiled import in_order, kernel
@@ -86,8 +89,9 @@ def _locate(
 
 @kernel
 def _accumulate(
-    cells: Ints, k_plus: Floats, k_minus: Floats, weights: Floats, row_of: Ints, n_mass: int, units: Floats,
-    weight_unit: float, counts: Ints, variances: Ints, derivatives: Ints, sums: Ints,
+    cells: Ints, k_plus: Floats, k_minus: Floats, first_half: NDArray[np.bool_], weights: Floats, row_of: Ints,
+    n_mass: int, units: Floats, weight_unit: float, counts: Ints, variances: Ints, derivatives: Ints,
+    half_derivatives: Ints, sums: Ints,
 ) -> None:  # fmt: skip
     """Add every located pair. Columns of ``cells`` after the first: +h, -h of mu+, then of mu-."""
     weighted = weights.size > 0
@@ -119,7 +123,10 @@ def _accumulate(
                     continue
                 row, m = row_of[cell // n_mass], cell % n_mass
                 for c in range(4):
-                    derivatives[row, m, 4 * muon + c] += step * int(round(w * shift_weight[c] * units[c]))
+                    change = step * int(round(w * shift_weight[c] * units[c]))
+                    derivatives[row, m, 4 * muon + c] += change
+                    if first_half[n]:
+                        half_derivatives[row, m, 4 * muon + c] += change
 
 
 def _factors(step: float, derivatives: bool) -> Floats:
@@ -127,6 +134,11 @@ def _factors(step: float, derivatives: bool) -> Floats:
     down, up = 1.0 / (1.0 + step), 1.0 / (1.0 - step)
     rows = [[1.0, 1.0], [down, 1.0], [up, 1.0], [1.0, down], [1.0, up]]
     return np.array(rows if derivatives else rows[:1])
+
+
+def _first_half(phi: Floats) -> NDArray[np.bool_]:
+    """Whether a pair is in the first of two random halves of the sample: a function of the pair alone."""
+    return np.asarray(np.floor(phi * 1e5) % 2.0 == 0.0)
 
 
 def _fill_chunk(
@@ -152,11 +164,12 @@ def _fill_chunk(
         "counts": np.zeros(shape, dtype=np.int64),
         "variances": np.zeros(shape if weights is not None else (len(bins), 0), dtype=np.int64),
         "derivatives": np.zeros((*shape, 2 * len(MUON_SHIFTS) if derivatives else 0), dtype=np.int64),
+        "half_derivatives": np.zeros((*shape, 2 * len(MUON_SHIFTS) if derivatives else 0), dtype=np.int64),
         "sums": np.zeros((len(bins), 3), dtype=np.int64),
     }
     _accumulate(
-        cells, 1.0 / plus.pt, 1.0 / minus.pt, np.empty(0) if weights is None else weights, row_of, n_mass,
-        _SHIFT_UNITS, _WEIGHT_UNIT, *tables.values(),
+        cells, 1.0 / plus.pt, 1.0 / minus.pt, _first_half(plus.phi), np.empty(0) if weights is None else weights,
+        row_of, n_mass, _SHIFT_UNITS, _WEIGHT_UNIT, *tables.values(),
     )  # fmt: skip
     return SparseSums(bins, tables, int(np.count_nonzero(cells[:, 0] < 0)))
 
@@ -207,14 +220,17 @@ def fill_templates(
     if total is None or not total.tables["counts"].any():
         raise InputError("no event inside the binning and the mass window: check units, windows and edges")
     unit = 1.0 if weight is None else _WEIGHT_UNIT
-    per_step = np.array([2.0 * step] * 3 + [2.0 * step**2]) * _SHIFT_UNITS
+    per_step = np.tile(np.array([2.0 * step] * 3 + [2.0 * step**2]) * _SHIFT_UNITS, 2)[
+        : 8 if derivatives else 0
+    ]
     events_of_row = np.maximum(total.tables["sums"][:, 2:] / _SHIFT_UNITS[1], 1e-300)
     return TemplateHistogram(
         binning=binning,
         bins=total.bins,
         counts=total.tables["counts"] / unit,
         variances=None if weight is None else total.tables["variances"] / unit,
-        derivatives=total.tables["derivatives"] / np.tile(per_step, 2)[: 8 if derivatives else 0],
+        derivatives=total.tables["derivatives"] / per_step,
+        half_derivatives=total.tables["half_derivatives"] / per_step,
         mean_k=total.tables["sums"][:, :2] / _SHIFT_UNITS[1] / events_of_row,
         n_outside=total.n_outside,
         cut_flows=cut_flows(),

@@ -197,6 +197,7 @@ class TemplateHistogram:
     variances : (n_bin, n_mass) sums of squared weights; None where all weights are one.
     derivatives : (n_bin, n_mass, 8) of the counts by a correction A, e (GeV), M (1/GeV) and by an additional
         (sigma_k/k)^2 of mu+, then the same of mu-; (n_bin, n_mass, 0) where they were not filled.
+    half_derivatives : the derivatives of a random half of the sample, which tell their noise; None: it is not known.
     mean_k : (n_bin, 2) average curvature of mu+ and mu-, 1/GeV.
     n_outside : selected events outside the binning. cut_flows : how the selection went, by sample.
     """
@@ -209,6 +210,7 @@ class TemplateHistogram:
     variances: Floats | None = None
     n_outside: int = 0
     cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
+    half_derivatives: Floats | None = None
 
     @property
     def n_events(self) -> float:
@@ -393,6 +395,8 @@ class ScaleInformation:
     resonance : what was fitted.
     eta_edges : (n_eta + 1,). phi_sectors : a region is eta bin x phi sector, n_region of them.
     normal : (4 n_region, 4 n_region). vector : (4 n_region,).
+    noise : (4 n_region, 4 n_region) part of ``normal`` that is noise of the derivatives and only looks like information:
+        x solves (normal - noise) x = vector, and the covariance of the vector is ``normal``.
     chi2, ndf : at x = 0.
     mean_k : (n_region,) mean curvature of the muons, 1/GeV.
     events_used, events_selected : of the data.
@@ -408,6 +412,7 @@ class ScaleInformation:
     mean_k: Floats
     events_used: float
     events_selected: float
+    noise: Floats
 
     @property
     def events_fraction(self) -> float:
