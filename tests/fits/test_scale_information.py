@@ -18,7 +18,7 @@ from musclecal.fits.scale_information import (
 )
 from musclecal.fits.template_closure import BinInformation
 from musclecal.fits.templates import MUON_SHIFTS
-from musclecal.records import Floats, ScaleInformation
+from musclecal.records import Floats, Ints, ScaleInformation
 
 RNG = np.random.default_rng(73)
 EDGES = (-2.4, -0.7, 1.1, 2.4)
@@ -33,7 +33,7 @@ def binning(sectors: int = SECTORS) -> TemplateBinning:
     )
 
 
-def bin_information(which: Floats | None = None) -> BinInformation:
+def bin_information(which: Ints | None = None) -> BinInformation:
     """Random positive normal matrices in all 4D bins, bins of both muons in one region included."""
     axes = binning()
     bins = np.arange(axes.n_bins) if which is None else which

@@ -17,7 +17,7 @@ from musclecal.fits.scale_information import (
 )
 from musclecal.fits.template_closure import LogDerivatives, bin_information, log_derivatives, selected
 from musclecal.fits.templates import fill_templates
-from musclecal.records import Floats, ScaleParameters, TemplateHistogram
+from musclecal.records import Floats, Ints, ScaleParameters, TemplateHistogram
 from musclecal.resonances import resonance
 from musclecal.simulate import SimulationSettings, simulate
 
@@ -29,7 +29,7 @@ SLOPE_PRIOR = 0.4
 
 
 def histogram(
-    binning: TemplateBinning, bins: Floats | None, counts: Floats, **other: object
+    binning: TemplateBinning, bins: Ints | None, counts: Floats, **other: object
 ) -> TemplateHistogram:
     numbers = np.arange(binning.n_bins) if bins is None else bins
     mean_k = np.full((len(numbers), 2), 0.02)

@@ -337,7 +337,7 @@ class TestInput:
         assert histogram.cut_flows["z"].counts == (N_EVENTS,)
 
     def test_events_of_weight_zero_do_not_count(self) -> None:
-        half = np.arange(N_EVENTS) % 2.0
+        half: Floats = np.arange(N_EVENTS, dtype=np.float64) % 2
         weighted = fill_templates([sample("Z")], BINNINGS["Z"], step=STEP, weight=lambda _: half)
         chosen = fill_templates([sample("Z").select(half > 0)], BINNINGS["Z"], step=STEP)
         np.testing.assert_array_equal(dense(weighted, weighted.counts), dense(chosen, chosen.counts))
