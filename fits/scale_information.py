@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _N_SHIFT = len(MUON_SHIFTS)
+_MOST_NOISE = 0.8
 
 
 def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
@@ -188,19 +189,34 @@ def solve_information(information: ScaleInformation, *designs: Design) -> Inform
     matrix = np.concatenate([design.matrix for design in designs], axis=1)
     labels = tuple(label for design in designs for label in design.labels)
     normal, vector = matrix.T @ information.normal @ matrix, matrix.T @ information.vector
-    response = normal - matrix.T @ information.noise @ matrix
+    noise = matrix.T @ information.noise @ matrix
     try:
-        solution = solve_normal(response, vector, labels)
+        solution = solve_normal(normal, vector, labels)
     except InputError as error:
         raise InputError(f"template fit at {information.resonance}: {error}") from None
-    values = solution.values
+    stretch = _without_noise(normal, noise)
+    values = stretch @ solution.values
     chi2 = information.chi2 - float(2.0 * values @ vector - values @ normal @ values)
     ndf = information.ndf - len(labels)
-    covariance = solution.covariance @ normal @ solution.covariance
+    covariance = stretch @ solution.covariance @ stretch.T
     return InformationSolution(
         labels, values, 0.5 * (covariance + covariance.T), chi2, ndf, float(chi2_distribution.sf(chi2, ndf)),
         solution.condition,
     )  # fmt: skip
+
+
+def _without_noise(normal: Floats, noise: Floats) -> Floats:
+    """(n_par, n_par) (normal - noise)^-1 normal: takes diluted parameters to undiluted ones.
+
+    No combination is stretched by more than 1/(1 - _MOST_NOISE): where there is more noise than that, the sample says
+    little, and the covariance says so.
+    """
+    unit = np.sqrt(np.diagonal(normal))
+    root = np.linalg.cholesky(normal / np.outer(unit, unit))
+    whitened = np.linalg.solve(root, np.linalg.solve(root, noise / np.outer(unit, unit)).T)
+    share, vectors = np.linalg.eigh(0.5 * (whitened + whitened.T))
+    stretched = (vectors / (1.0 - np.clip(share, 0.0, _MOST_NOISE))) @ vectors.T
+    return np.asarray(np.linalg.solve(root.T, stretched @ root.T) * unit / unit[:, None])
 
 
 @dataclass(frozen=True)

@@ -395,7 +395,8 @@ class ScaleInformation:
     resonance : what was fitted.
     eta_edges : (n_eta + 1,). phi_sectors : a region is eta bin x phi sector, n_region of them.
     normal : (4 n_region, 4 n_region). vector : (4 n_region,).
-    noise : (4 n_region, 4 n_region) part of ``normal`` that is noise of the derivatives and only looks like information:
+    noise : (4 n_region, 4 n_region) part of ``normal`` that is noise of the derivatives and only looks like
+        information:
         x solves (normal - noise) x = vector, and the covariance of the vector is ``normal``.
     chi2, ndf : at x = 0.
     mean_k : (n_region,) mean curvature of the muons, 1/GeV.
@@ -529,7 +530,8 @@ class ScaleFactor:
     name : of the resonance, or "joint".
     s : solution of chi2(s) = ndf, unclipped; 0 where the closure's own uncertainty is enough.
     interval_68, interval_95 : (low, high) central confidence intervals of s, from toys.
-    s_ml : maximum-likelihood value, a cross-check; interval_68_ml, interval_95_ml : where -2 ln L rises by 1 and 3.84.
+    s_ml : maximum-likelihood value, a cross-check; interval_68_ml, interval_95_ml : where -2 ln L rises by 1 and
+        3.84.
     chi2, ndf, p_value : of the residuals at s = 1.
     """
 
@@ -733,7 +735,8 @@ class WidthClosure:
     resonance : name. used : whether these widths, or the same events, went into the resolution: then the errors are
         those of the ratios alone, and chi2 is smaller than its ndf.
     eta_edges : (n_eta + 1,). pt_edges : (n_pt + 1,) GeV.
-    eta_bin : (n_region,) of the muon with the larger abs(eta). pt_bins : (n_region, 2) first, and one beyond the last,
+    eta_bin : (n_region,) of the muon with the larger abs(eta). pt_bins : (n_region, 2) first, and one beyond the
+        last,
         pT bin of the muon with the larger pT.
     ratio, error : (n_region,) of widths. n_events : (n_region,) of the data.
     chi2, ndf, p_value : of all ratios against one.

@@ -18,6 +18,7 @@ from musclecal.records import (
     BinFits,
     BosonTemplates,
     Closure,
+    ClosureSplits,
     CutFlow,
     DimuonEvents,
     MassFits,
@@ -34,7 +35,10 @@ from musclecal.records import (
     ScaleInformation,
     ScaleParameters,
     ScaleSystematic,
+    ScaleWithCovariance,
     Smearing,
+    SplitTest,
+    TemplateFit,
     TemplateHistogram,
     WidthClosure,
 )
@@ -130,13 +134,20 @@ EXAMPLES: dict[str, Any] = {
         400,
     ),
     "template histogram": TemplateHistogram(
-        TEMPLATE_BINNING, ints(5), floats(5, 20), floats(5, 20, 8), floats(5, 2), floats(5, 20), 3
+        TEMPLATE_BINNING,
+        ints(5),
+        floats(5, 20),
+        floats(5, 20, 8),
+        floats(5, 2),
+        floats(5, 20),
+        3,
+        half_derivatives=floats(5, 20, 8),
     ),
     "template histogram, no weights": TemplateHistogram(
         TEMPLATE_BINNING, ints(5), floats(5, 20), floats(5, 20, 0), floats(5, 2)
     ),
     "information": ScaleInformation(
-        "Z", floats(5), 1, floats(16, 16), floats(16), 0.1, 7, floats(4), 0.3, 1e6
+        "Z", floats(5), 1, floats(16, 16), floats(16), 0.1, 7, floats(4), 0.3, 1e6, floats(16, 16)
     ),
     "scale": ScaleParameters(floats(5), floats(4), floats(4), floats(4)),
     "calibration": CALIBRATION,
@@ -190,6 +201,13 @@ EXAMPLES["mass impacts"] = MassImpacts(
     "W", 16.8, floats(5), ("a", "b"), (12, 1), floats(2), floats(2), floats(2), 5.0, 4.0, 3.0, 2.0, 6.0, 5.0,
     floats(4, 3), floats(4, 3), floats(13), floats(13),
 )  # fmt: skip
+SPLIT = SplitTest("phi", ("cos", "sin"), ("A", "M"), floats(2, 2), floats(2, 2), 3.2, 4, 0.5)
+EXAMPLES["scale with covariance"] = ScaleWithCovariance(
+    floats(5), floats(4), floats(4), floats(4), floats(12, 12)
+)
+EXAMPLES["template fit"] = TemplateFit(EXAMPLES["information"], EXAMPLES["scale"], 2, 0.01)
+EXAMPLES["split"] = SPLIT
+EXAMPLES["splits"] = ClosureSplits("Z", (SPLIT, SPLIT))
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

@@ -10,10 +10,10 @@ from musclecal.errors import InputError
 from musclecal.fits.scale_information import (
     Design,
     eta_design,
-    fitted_names,
     harmonic_design,
     scale_information,
     sector_design,
+    solve_eta_bins,
     solve_information,
 )
 from musclecal.fits.template_closure import BinInformation
@@ -38,10 +38,11 @@ def bin_information(which: Ints | None = None) -> BinInformation:
     axes = binning()
     bins = np.arange(axes.n_bins) if which is None else which
     roots = RNG.normal(size=(len(bins), 12, 8)) / np.tile(UNITS, 2)
+    few = 0.1 * RNG.normal(size=(len(bins), 12, 8)) / np.tile(UNITS, 2)
     return BinInformation(
         axes, bins, np.einsum("brp,brq->bpq", roots, roots), RNG.normal(size=(len(bins), 8)) / np.tile(UNITS, 2),
         RNG.uniform(5.0, 20.0, len(bins)), RNG.integers(8, 14, len(bins)), RNG.uniform(1.0, 9.0, len(bins)), 5e3,
-        RNG.uniform(0.01, 0.05, (len(bins), 2)),
+        RNG.uniform(0.01, 0.05, (len(bins), 2)), np.einsum("brp,brq->bpq", few, few),
     )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ def quadratic(x: Floats) -> ScaleInformation:
         np.ones(len(x) // 4),
         9.0,
         10.0,
+        np.zeros_like(normal),
     )
 
 
@@ -210,6 +212,29 @@ class TestSolution:
         assert solution.values[0] == pytest.approx(2e-4, rel=1e-9)
 
 
-def test_names_of_a_fit() -> None:
-    assert fitted_names(("M", "A"), widths=True) == ("A", "M", "width")
-    assert fitted_names(("A", "e", "M"), widths=False) == ("A", "e", "M")
+def test_the_width_is_fitted_where_it_is_known() -> None:
+    """`solve_eta_bins` marginalises it, or leaves it out where every 4D bin had a width of its own."""
+    with_width = scale_information(bin_information(), "Z")
+    solution = solve_eta_bins(with_width, ("M", "A"))
+    assert solution.parameter_names == ("A", "M")
+    assert solution.values.shape == (len(EDGES) - 1, 2)
+    assert len(solution.extra_variance) == len(EDGES) - 1
+    rows = [r for r in range(len(with_width.vector)) if r % 4 != 3]
+    keep = np.zeros_like(with_width.normal)
+    keep[np.ix_(rows, rows)] = 1.0
+    vector = np.where(np.isin(np.arange(len(with_width.vector)), rows), with_width.vector, 0.0)
+    without = replace(
+        with_width, normal=with_width.normal * keep, noise=with_width.noise * keep, vector=vector
+    )
+    assert not len(solve_eta_bins(without, ("A", "M")).extra_variance)
+
+
+def test_noise_of_the_derivatives_is_taken_out_of_the_response_alone() -> None:
+    """x = (F - N)^-1 v with the covariance (F - N)^-1 F (F - N)^-1."""
+    information = quadratic(RNG.normal(size=12) * np.tile(UNITS, 3))
+    noise = 0.2 * information.normal
+    noisy = replace(information, noise=noise)
+    design = eta_design(information, ("A", "M", "width"))
+    clean, diluted = solve_information(information, design), solve_information(noisy, design)
+    np.testing.assert_allclose(diluted.values, clean.values / 0.8, rtol=1e-9)
+    np.testing.assert_allclose(diluted.covariance, clean.covariance / 0.64, rtol=1e-8)

@@ -68,11 +68,14 @@ def test_it_may_differ_between_groups() -> None:
 
 
 def test_a_shifted_and_wider_peak_is_not_background() -> None:
+    """Beside the peak, where a purity that is too low would be taken for signal."""
+    beside = (Z < -0.3) | (Z > 0.8)
     share = np.full(AXES.n_bins, 0.15)
     for shape in (signal(shift=5e-4), signal(width=1e-5)):
         data, pure = with_background(shape, np.exp(-0.4 * Z), share)
-        np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=2e-2)
-        fraction = 1.0 - (expected_purity(data, simulation()) * data.counts).sum() / data.counts.sum()
+        purity = expected_purity(data, simulation())
+        np.testing.assert_allclose(purity[:, beside], pure[:, beside], atol=2e-2)
+        fraction = 1.0 - (purity * data.counts).sum() / data.counts.sum()
         assert fraction == pytest.approx(0.15, abs=0.01)
 
 

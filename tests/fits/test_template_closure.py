@@ -39,7 +39,7 @@ def histogram(
 
 def random_derivatives(binning: TemplateBinning, size: float = 1.0) -> LogDerivatives:
     table = size * RNG.normal(size=(binning.n_bins, binning.mass_bins, 8))
-    return LogDerivatives(binning, np.arange(binning.n_bins), table)
+    return LogDerivatives(binning, np.arange(binning.n_bins), table, 0.3 * RNG.normal(size=table.shape))
 
 
 def random_cells(binning: TemplateBinning = SMALL) -> tuple[TemplateHistogram, TemplateHistogram, Floats]:
@@ -62,7 +62,8 @@ def dense_fit(
     ratio = brentq(lambda r: np.sum(n - r / (r + f) * pooled), 1e-6, 1e6, xtol=1e-15, rtol=1e-14)
     p = ratio / (ratio + f)
     there = pooled > 0.0
-    sigma = 1.0 / np.sqrt(pooled[there] * (p * (1.0 - p))[there])
+    all_events = pooled.sum()
+    sigma = 1.0 / np.sqrt((all_events - 1.0) / all_events * pooled[there] * (p * (1.0 - p))[there])
     g = (g * (f / (1.0 - (1.0 - f) * p))[:, None])[there]
     z = np.linspace(-1.0, 1.0, len(n))[there]
     b = (1.0 - f)[there]
@@ -95,8 +96,19 @@ class TestAgainstDenseLeastSquares:
             normal, vector, chi2, ndf = dense_fit(
                 data.counts[b], simulation.counts[b], f, derivatives.table[b], own_width, background
             )
-            np.testing.assert_allclose(reduced.normal[b], normal, rtol=1e-8, atol=1e-8)
-            np.testing.assert_allclose(reduced.vector[b], vector, rtol=1e-8, atol=1e-8)
+            noise, *_ = dense_fit(
+                data.counts[b], simulation.counts[b], f, derivatives.noise[b], False, background
+            )
+            seen = np.ones(8, dtype=np.bool_)
+            if own_width:
+                seen[[3, 7]] = False
+                np.testing.assert_array_equal(reduced.normal[b][~seen], 0.0)
+                np.testing.assert_array_equal(reduced.vector[b][~seen], 0.0)
+            else:
+                np.testing.assert_allclose(reduced.noise[b], noise, rtol=1e-8, atol=1e-8)
+            both = np.ix_(seen, seen)
+            np.testing.assert_allclose(reduced.normal[b][both], normal[both], rtol=1e-8, atol=1e-8)
+            np.testing.assert_allclose(reduced.vector[b][seen], vector[seen], rtol=1e-8, atol=1e-8)
             assert reduced.chi2[b] == pytest.approx(chi2, rel=1e-9)
             assert reduced.ndf[b] == ndf
 
@@ -106,7 +118,7 @@ class TestAgainstDenseLeastSquares:
         derivatives = random_derivatives(SMALL)
         without = bin_information(data, simulation, derivatives)
         pure = bin_information(data, simulation, derivatives, purity=np.ones_like(data.counts))
-        for name in ("normal", "vector", "chi2", "ndf"):
+        for name in ("normal", "noise", "vector", "chi2", "ndf"):
             np.testing.assert_allclose(getattr(pure, name), getattr(without, name), rtol=1e-12)
 
     def test_many_blocks_and_threads_give_the_same_bits(self) -> None:
@@ -114,7 +126,7 @@ class TestAgainstDenseLeastSquares:
         data, simulation, purity = random_cells(binning)
         derivatives = random_derivatives(binning)
         one, two = (bin_information(data, simulation, derivatives, purity=purity, threads=n) for n in (1, 3))
-        for name in ("normal", "vector", "chi2", "ndf"):
+        for name in ("normal", "noise", "vector", "chi2", "ndf"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
     def test_bins_with_data_or_simulation_alone_are_not_used(self) -> None:
@@ -146,7 +158,7 @@ def smooth_sample() -> tuple[Floats, Floats, LogDerivatives]:
     return (
         signal,
         RNG.uniform(0.1, 0.5, (SMALL.n_bins, 1)),
-        LogDerivatives(SMALL, np.arange(SMALL.n_bins), table),
+        LogDerivatives(SMALL, np.arange(SMALL.n_bins), table, np.zeros_like(table)),
     )
 
 
@@ -184,7 +196,7 @@ class TestNoiselessShifts:
         change = np.einsum("bmp,bp->bm", g.table, region_shifts(self.X))
         pure = ratio * signal / (ratio * signal + background)
         pooled = signal + ratio * signal + background
-        diluted = LogDerivatives(SMALL, g.bins, g.table * ((pooled - background) / pooled)[:, :, None])
+        diluted = replace(g, table=g.table * ((pooled - background) / pooled)[:, :, None])
         wrong = background * (1.0 + 1e-6 * (1.0 + 2.0 * z))
         data = histogram(SMALL, None, ratio * signal / (1.0 + change) + wrong)
         solution = solved(data, histogram(SMALL, None, signal), diluted, purity=pure, slope_prior=1e3)
@@ -263,7 +275,7 @@ class TestPermutedLabels:
             bin_information(tripled(data), simulation, g),
             bin_information(data, tripled(simulation), g),
         ):
-            for name in ("normal", "vector", "chi2", "ndf"):
+            for name in ("normal", "noise", "vector", "chi2", "ndf"):
                 np.testing.assert_allclose(
                     getattr(weighted, name), getattr(plain, name), rtol=1e-9, atol=1e-9
                 )
@@ -464,7 +476,7 @@ class TestErrors:
     def test_derivatives_of_other_samples(self) -> None:
         data, simulation, _ = random_cells()
         g = random_derivatives(SMALL)
-        some = LogDerivatives(SMALL, g.bins[:-2], g.table[:-2])
+        some = LogDerivatives(SMALL, g.bins[:-2], g.table[:-2], g.noise[:-2])
         with pytest.raises(InputError, match="no derivatives for 2 4D bins, first 6"):
             bin_information(data, simulation, some)
 
