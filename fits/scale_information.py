@@ -54,7 +54,7 @@ def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
         normal=normal.transpose(0, 2, 1, 3).reshape(_N_SHIFT * n, _N_SHIFT * n),
         vector=vector.ravel(),
         chi2=float(bins.chi2.sum()),
-        ndf=int(bins.ndf.sum()),
+        ndf=round(float(bins.ndf.sum())),
         mean_k=curvature / np.where(weight > 0.0, weight, 1.0),
         events_used=float(bins.events.sum()),
         events_selected=bins.events_selected,

@@ -56,7 +56,7 @@ def random_cells(binning: TemplateBinning = SMALL) -> tuple[TemplateHistogram, T
 
 def dense_fit(
     n: Floats, simulation: Floats, f: Floats, g: Floats, own_width: bool, background: bool
-) -> tuple[Floats, Floats, float, int]:
+) -> tuple[Floats, Floats, float, float]:
     """Normal matrix, vector, chi2, ndf of one 4D bin: own parameters removed with `numpy.linalg.lstsq`."""
     pooled = n + simulation
     ratio = brentq(lambda r: np.sum(n - r / (r + f) * pooled), 1e-6, 1e6, xtol=1e-15, rtol=1e-14)
@@ -69,14 +69,18 @@ def dense_fit(
     own = [np.ones_like(b)] + [g[:, 3] + g[:, 7]] * own_width + [b, b * z] * background
     columns = np.stack([*own, *g.T, ((p * pooled - n)[there] / (p * (1.0 - p) * pooled)[there])], axis=1)
     table = columns / sigma[:, None]
+    known = 0.0
     if background:
+        others, slope = table[:, : len(own) - 1], table[:, len(own) - 1]
+        slope = slope - others @ np.linalg.lstsq(others, slope, rcond=None)[0]
+        known = float(slope @ slope / (slope @ slope + 1.0 / SLOPE_PRIOR**2))
         prior = np.zeros((1, table.shape[1]))
         prior[0, len(own) - 1] = 1.0 / SLOPE_PRIOR
         table = np.concatenate([table, prior])
     mine, rest = table[:, : len(own)], table[:, len(own) :]
     rest = rest - mine @ np.linalg.lstsq(mine, rest, rcond=None)[0]
     x, r = rest[:, :-1], rest[:, -1]
-    return x.T @ x, x.T @ r, float(r @ r), len(table) - len(own)
+    return x.T @ x, x.T @ r, float(r @ r), len(table) - len(own) - known
 
 
 class TestAgainstDenseLeastSquares:
@@ -98,7 +102,7 @@ class TestAgainstDenseLeastSquares:
             np.testing.assert_allclose(reduced.normal[b], normal, rtol=1e-8, atol=1e-8)
             np.testing.assert_allclose(reduced.vector[b], vector, rtol=1e-8, atol=1e-8)
             assert reduced.chi2[b] == pytest.approx(chi2, rel=1e-9)
-            assert reduced.ndf[b] == ndf
+            assert reduced.ndf[b] == pytest.approx(ndf, rel=1e-9)
 
     def test_a_background_where_there_is_none_counts_no_parameter(self) -> None:
         """Purity 1: the column of the background is empty, its slope stays at its prior."""
@@ -249,6 +253,22 @@ class TestPermutedLabels:
         assert np.abs(pulls).max() < 3.5
         assert chi2.mean() == pytest.approx(1.0, abs=0.08)
         assert fits.mean() == pytest.approx(1.0, abs=0.02)
+
+    @pytest.mark.parametrize("slope_prior", [0.05, 0.5, 50.0])
+    def test_the_chi2_is_its_ndf_with_background(self, slope_prior: float) -> None:
+        """Whatever the prior of the slope decides: nothing in a weak one, all in a strong one."""
+        rng = np.random.default_rng(63)
+        signal, _, g = smooth_sample()
+        pure = 1.0 / (1.0 + np.linspace(1.0, 0.5, SMALL.mass_bins) * 3e3 / signal)
+        p = 0.3 / (0.3 + pure)
+        chi2, ndf = 0.0, 0.0
+        for _ in range(1_500):
+            pooled = rng.poisson(0.05 * signal)
+            n = rng.binomial(pooled, p).astype(float)
+            data, simulation = histogram(SMALL, None, n), histogram(SMALL, None, pooled - n)
+            reduced = bin_information(data, simulation, g, purity=pure, slope_prior=slope_prior)
+            chi2, ndf = chi2 + reduced.chi2.sum(), ndf + reduced.ndf.sum()
+        assert chi2 / ndf == pytest.approx(1.0, abs=3.0 * np.sqrt(2.0 / ndf))
 
     def test_weighted_data_count_as_what_they_are(self) -> None:
         """All weights 3, in data or simulation: as without weights, but for the sums of weights themselves."""
