@@ -37,8 +37,9 @@ from musclecal.records import Floats, Ints, TemplateHistogram
 
 __all__ = ["BinInformation", "LogDerivatives", "bin_information", "log_derivatives", "selected"]
 
-_SMOOTHING = {"A": (0.3, 0.1), "e": (0.3, 0.1), "M": (0.3, 0.1), "width": (0.6, 0.2)}
-"""Smoothing lengths in eta: of the mean of both muons, and of half their difference."""
+_SMOOTHING = {"A": (0.6, 0.2), "e": (0.6, 0.2), "M": (0.6, 0.2), "width": (1.2, 0.4)}
+"""Smoothing lengths in eta: of the mean of both muons, and of half their difference. With half of these an M common to
+all muons came back as 0.74 to 0.80 of itself from 2e5 Z and 8e5 simulated ones (0.95 with these), as 0.98 from 3e6."""
 _BLOCK = 256
 
 
