@@ -129,9 +129,11 @@ def jpsi_binning() -> TemplateBinning:
 
 
 def spectrum_binning() -> Binning:
-    """Cells in which the pT spectra of Z are compared."""
+    """Cells in which the pT spectra of Z are compared: of pT m_Z/m, so that weights do not change the mass itself."""
     edges = (25.0, 32.0, 38.0, 43.0, 50.0, 62.0, 100.0)
-    return Binning(equal_eta_edges(24, 2.4), edges, (75.0, 107.0), 32, resonance("Z").line.mass)
+    return Binning(
+        equal_eta_edges(24, 2.4), edges, (75.0, 107.0), 32, resonance("Z").line.mass, pt_scaled=True
+    )
 
 
 def kept(settings: SimulationSettings, n_events: int, seed: int) -> Sample:

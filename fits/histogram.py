@@ -6,15 +6,15 @@ same to the bit for any chunk size, number of threads and order of files.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from musclecal.binning import Binning, bin_of
 from musclecal.compiled import in_order, kernel
 from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
+from musclecal.fits.sparse_sums import SparseSums
 from musclecal.kinematics import mass_factors, pair_mass
 from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, MassHistogram
 
@@ -99,47 +99,9 @@ def _accumulate(
     return True
 
 
-@dataclass(frozen=True)
-class _Partial:
-    """A histogram in integers: addition is exact, in any order."""
-
-    bins: Ints
-    counts: Ints
-    variances: Ints
-    generator: Ints
-    sums: Ints
-    n_outside: int
-
-    def only(self, rows: NDArray[np.bool_]) -> "_Partial":
-        """Some of the 4D bins."""
-        tables = (self.bins, self.counts, self.variances, self.generator, self.sums)
-        bins, counts, variances, generator, sums = (table[rows] for table in tables)
-        return _Partial(bins, counts, variances, generator, sums, self.n_outside)
-
-    def __add__(self, other: "_Partial") -> "_Partial":
-        bins = np.union1d(self.bins, other.bins)
-        rows = np.searchsorted(bins, self.bins), np.searchsorted(bins, other.bins)
-
-        def together(name: str) -> Ints:
-            a, b = getattr(self, name), getattr(other, name)
-            total = np.zeros((len(bins), a.shape[1]), dtype=np.int64)
-            total[rows[0]] = a
-            total[rows[1]] += b
-            return total
-
-        return _Partial(
-            bins,
-            together("counts"),
-            together("variances"),
-            together("generator"),
-            together("sums"),
-            self.n_outside + other.n_outside,
-        )
-
-
 def _fill_chunk(
     events: DimuonEvents, weights: Floats | None, binning: Binning, with_generator: bool
-) -> _Partial:
+) -> SparseSums:
     n = len(events)
     first, last = binning.generator_range
     n_gen = last - first + 1 if with_generator else 0
@@ -160,26 +122,24 @@ def _fill_chunk(
     row_of = np.full(binning.n_bins, -1, dtype=np.int64)
     row_of[bins] = np.arange(len(bins))
     shape = (len(bins), binning.mass_bins)
-    partial = _Partial(
-        bins,
-        np.zeros(shape, dtype=np.int64),
-        np.zeros((len(bins), 0) if weights is None else shape, dtype=np.int64),
-        np.zeros((len(bins), n_gen), dtype=np.int64),
-        np.zeros((len(bins), len(_UNITS)), dtype=np.int64),
-        int(n - np.count_nonzero(counted)),
-    )
+    tables = {
+        "counts": np.zeros(shape, dtype=np.int64),
+        "variances": np.zeros((len(bins), 0) if weights is None else shape, dtype=np.int64),
+        "generator": np.zeros((len(bins), n_gen), dtype=np.int64),
+        "sums": np.zeros((len(bins), len(_UNITS)), dtype=np.int64),
+    }
     whole = _accumulate(
         number, mass_bin, gen_bin, values, np.empty(0) if weights is None else weights, row_of, _UNITS, _WEIGHT_UNIT,
-        partial.counts, partial.variances, partial.generator, partial.sums,
+        *tables.values(),
     )  # fmt: skip
     if not whole:
         raise OverflowError(_OVERFLOW)
-    return partial
+    return SparseSums(bins, tables, int(n - np.count_nonzero(counted)))
 
 
-def _checked(partial: _Partial) -> _Partial:
+def _checked(partial: SparseSums) -> SparseSums:
     """All entries are sums of positive numbers: a negative one has overflowed."""
-    for table in (partial.counts, partial.generator, partial.sums, partial.variances):
+    for table in partial.tables.values():
         if table.size and table.min() < 0:
             raise OverflowError(_OVERFLOW)
     return partial
@@ -206,7 +166,7 @@ def fill(
     ------
     InputError : no event inside the binning, or a weight out of range.
     """
-    total: _Partial | None = None
+    total: SparseSums | None = None
     with_generator: bool | None = None
 
     def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
@@ -219,7 +179,7 @@ def fill(
                 raise InputError("some of the samples have generator-level muons, others have none")
             yield events, with_generator
 
-    def work(item: tuple[DimuonEvents, bool]) -> _Partial:
+    def work(item: tuple[DimuonEvents, bool]) -> SparseSums:
         events, generator = item
         weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
         if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
@@ -228,23 +188,26 @@ def fill(
 
     for partial in in_order(work, prepared(), threads):
         total = _checked(partial if total is None else total + partial)
-    if total is None or not total.counts.sum():
+    if total is None or not total.tables["counts"].any():
         raise InputError(
             "no event inside the binning and the mass window: check units, mass_window and edges"
         )
     weighted = weight is not None
-    total = total.only(total.counts.sum(axis=1) > 0)
-    means = total.sums[:, :-1] / _UNITS[:-1] / (total.sums[:, -1:] / _UNITS[-1])
+    total = total.only(total.tables["counts"].sum(axis=1) > 0)
+    counts, variances, generator, sums = (
+        total.tables[name] for name in ("counts", "variances", "generator", "sums")
+    )
+    means = sums[:, :-1] / _UNITS[:-1] / (sums[:, -1:] / _UNITS[-1])
     unit = _WEIGHT_UNIT if weighted else 1
     return MassHistogram(
         binning=binning,
         bins=total.bins,
-        counts=total.counts / unit if weighted else total.counts,
+        counts=counts / unit if weighted else counts,
         mean_k=means[:, 0:2],
         mean_pt=means[:, 2:4],
         mean_f=means[:, 4:6],
-        generator=(total.generator / unit if weighted else total.generator) if with_generator else None,
-        variances=total.variances / unit if weighted else None,
+        generator=(generator / unit if weighted else generator) if with_generator else None,
+        variances=variances / unit if weighted else None,
         n_outside=total.n_outside,
         cut_flows=cut_flows(),
         mean_pt2=means[:, 6:8],

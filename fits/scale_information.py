@@ -53,7 +53,7 @@ def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
         normal=_summed(bins.normal, plus, minus, n),
         vector=vector.ravel(),
         chi2=float(bins.chi2.sum()),
-        ndf=int(bins.ndf.sum()),
+        ndf=round(float(bins.ndf.sum())),
         mean_k=curvature / np.where(weight > 0.0, weight, 1.0),
         events_used=float(bins.events.sum()),
         events_selected=bins.events_selected,

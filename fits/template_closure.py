@@ -39,8 +39,9 @@ from musclecal.records import Floats, Ints, TemplateHistogram
 
 __all__ = ["BinInformation", "LogDerivatives", "bin_information", "log_derivatives", "selected"]
 
-_SMOOTHING = {"A": (0.3, 0.1), "e": (0.3, 0.1), "M": (0.3, 0.1), "width": (0.6, 0.2)}
-"""Smoothing lengths in eta: of the mean of both muons, and of half their difference."""
+_SMOOTHING = {"A": (0.6, 0.2), "e": (0.6, 0.2), "M": (0.6, 0.2), "width": (1.2, 0.4)}
+"""Smoothing lengths in eta: of the mean of both muons, and of half their difference. With half of these an M common to
+all muons came back as 0.74 to 0.80 of itself from 2e5 Z and 8e5 simulated ones (0.95 with these), as 0.98 from 3e6."""
 _BLOCK = 256
 
 
@@ -221,6 +222,19 @@ def _linearise(
 
 
 @kernel
+def _known_share(column: Floats, weight: Floats) -> float:
+    """Share of the information on a parameter that is not that of its prior, the last row.
+
+    The prior's own value does not fluctuate from bin to bin: with it the chi2 is smaller by this on average.
+    """
+    whole = 0.0
+    for m in range(column.size):
+        whole += weight[m] * column[m] * column[m]
+    prior = weight[-1] * column[-1] * column[-1]
+    return 1.0 - prior / whole
+
+
+@kernel
 def _products(
     work: Floats, weight: Floats, first_shift: int, normal: Floats, noise: Floats, vector: Floats
 ) -> float:
@@ -249,7 +263,7 @@ def _products(
 def _reduce_block(
     data: Floats, simulation: Floats, purity: Floats, derivatives: Floats, derivative_noise: Floats, row_of: Ints,
     first_bin: int, last_bin: int, with_background: bool, own_width: bool, slope_prior: float,
-    normal: Floats, noise: Floats, vector: Floats, chi2: Floats, ndf: Ints,
+    normal: Floats, noise: Floats, vector: Floats, chi2: Floats, ndf: Floats,
 ) -> None:  # fmt: skip
     """What each 4D bin with data and simulation says about its muons."""
     n_mass, n_shift = data.shape[1], derivatives.shape[2]
@@ -266,6 +280,8 @@ def _reduce_block(
             own_width, slope_prior, first_shift, work, weight,
         )  # fmt: skip
         ndf[b] = n_row - _project_out(work, weight, 0, first_shift)
+        if with_background:
+            ndf[b] -= _known_share(work[:, 3], weight)
         chi2[b] = _products(work, weight, first_shift, normal[b], noise[b], vector[b])
 
 
@@ -279,7 +295,7 @@ class BinInformation:
     normal : (n_bin, 8, 8), vector : (n_bin, 8): chi2(x) = chi2 - 2 vector . x + x . normal . x, with x the correction
         still to be applied (A, e in GeV, M in 1/GeV, additional variance (sigma_k/k)^2) of mu+, then of mu-.
     noise : (n_bin, 8, 8) part of ``normal`` that is noise of the derivatives.
-    chi2, ndf : (n_bin,) at x = 0.
+    chi2, ndf : (n_bin,) at x = 0; the mean of chi2 is ndf, which a background with a prior makes a fraction.
     events : (n_bin,) data. events_selected : data inside binning and window, used or not.
     mean_k : (n_bin, 2) of the data, 1/GeV.
     """
@@ -289,7 +305,7 @@ class BinInformation:
     normal: Floats
     vector: Floats
     chi2: Floats
-    ndf: Ints
+    ndf: Floats
     events: Floats
     events_selected: float
     mean_k: Floats
@@ -355,7 +371,7 @@ def bin_information(
     n_shift = derivatives.table.shape[2]
     normal, noise = (np.zeros((len(bins), n_shift, n_shift)) for _ in range(2))
     vector = np.zeros((len(bins), n_shift))
-    chi2, ndf = np.zeros(len(bins)), np.zeros(len(bins), dtype=np.int64)
+    chi2, ndf = np.zeros(len(bins)), np.zeros(len(bins))
 
     def reduce_block(first: int) -> None:
         _reduce_block(
@@ -370,7 +386,7 @@ def bin_information(
         vector[:, of_width] = 0.0
         for matrix in (normal, noise):
             matrix[:, of_width] = matrix[:, :, of_width] = 0.0
-    used = ndf > 0
+    used = ndf > 0.0
     if not np.any(used):
         raise InputError("template fit: no 4D bin has both data and simulation")
     return BinInformation(
