@@ -20,6 +20,7 @@ from musclecal.records import (
     Closure,
     CutFlow,
     DimuonEvents,
+    JointFit,
     MassFits,
     MassHistogram,
     MassImpacts,
@@ -29,6 +30,7 @@ from musclecal.records import (
     NuisanceGroup,
     Nuisances,
     Resolution,
+    SampleAgainstRest,
     ScaleCalibration,
     ScaleFactor,
     ScaleInformation,
@@ -189,6 +191,13 @@ EXAMPLES["templates"] = BosonTemplates(
 EXAMPLES["mass impacts"] = MassImpacts(
     "W", 16.8, floats(5), ("a", "b"), (12, 1), floats(2), floats(2), floats(2), 5.0, 4.0, 3.0, 2.0, 6.0, 5.0,
     floats(4, 3), floats(4, 3), floats(13), floats(13),
+)  # fmt: skip
+EXAMPLES["sample against rest"] = SampleAgainstRest(
+    "Z even", True, 3.3, 8, 0.9, 1e-5, 2e-5, floats(4, 2), floats(4, 2)
+)
+EXAMPLES["joint fit"] = JointFit(
+    CALIBRATION, ("Jpsi", "Z even"), ("Z odd",), ("Jpsi", "Z"), floats(2), floats(2), floats(2), floats(2),
+    (EXAMPLES["sample against rest"],),
 )  # fmt: skip
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
