@@ -473,6 +473,18 @@ class TestWhatIsFixed:
 
 
 class TestChoice:
+    def test_what_goes_into_the_record(self) -> None:
+        """Curvatures are averaged with the weights on A, and the events used are those of the worst sample."""
+        made = contributions(random_scale(22), n=2)
+        weights = [np.diagonal(c.normal)[::3] for c in made]
+        made[1] = replace(made[1], events_fraction=0.5)
+        found = joint_fit(made).calibration
+        expected = (weights[0] * made[0].mean_k + weights[1] * made[1].mean_k) / (weights[0] + weights[1])
+        np.testing.assert_allclose(found.mean_k, expected)
+        assert found.mean_k[0] != pytest.approx(0.5 * (made[0].mean_k[0] + made[1].mean_k[0]), rel=1e-3)
+        assert (found.events_fraction, found.converged_fraction) == (0.5, 0.5)
+        assert (found.rank, found.pulls.shape, found.bins.shape) == (12, (0,), (0,))
+
     def test_what_is_kept_does_not_move_the_fit(self) -> None:
         made = contributions(random_scale(16), np.random.default_rng(17))
         joint, alone = joint_fit(made, ["Jpsi", "Z"]), joint_fit([made[0], made[2]])

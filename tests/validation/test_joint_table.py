@@ -52,7 +52,8 @@ def test_expected_error_is_that_of_random_corrections(pt: float) -> None:
 
 
 def test_one_eta_bin_in_closed_form() -> None:
-    covariance = np.array([[4e-10, 3e-9, 0.0], [3e-9, 9e-8, 0.0], [0.0, 0.0, 1e-12]])
+    """What A has to do with M is opposite for the two charges."""
+    covariance = np.array([[4e-10, 3e-9, 1e-11], [3e-9, 9e-8, 1e-10], [1e-11, 1e-10, 1e-12]])
     expected = np.sqrt(4e-10 - 2 * 3e-9 / 20.0 + 9e-8 / 400.0 + 1e-12 * 400.0)
     assert expected_error(calibration(np.zeros((1, 3)), covariance), 20.0) == pytest.approx(expected)
 
