@@ -9,9 +9,11 @@ from scipy.linalg import cho_factor, cho_solve
 from musclecal.errors import InputError
 from musclecal.records import Floats
 
-__all__ = ["NormalSolution", "solve_normal"]
+__all__ = ["NormalSolution", "seen_directions", "solve_normal", "undiluted"]
 
 _RANK_TOLERANCE = 1e-11
+_EMPTY = 1e-11
+_MOST_NOISE = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,34 @@ def solve_normal(
         0.5 * (covariance + covariance.T),
         float(eigenvalues[-1] / eigenvalues[0]),
     )
+
+
+def seen_directions(normal: Floats) -> tuple[Floats, Floats]:
+    """(n_par, rank) and (rank,): x with normal^+ = x diag(1/size) x^T, in units that make the diagonal one.
+
+    What a sample does not see at all (rounding against its largest eigenvalue) is left out.
+    """
+    unit = np.sqrt(np.where(np.diagonal(normal) > 0.0, np.diagonal(normal), 1.0))
+    size, vectors = np.linalg.eigh(normal / np.outer(unit, unit))
+    seen = size > _EMPTY * max(size[-1], 0.0)
+    return np.asarray(vectors[:, seen] / unit[:, None]), np.asarray(size[seen])
+
+
+def undiluted(normal: Floats, vector: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    """Normal matrix and vector without the dilution by noisy columns.
+
+    Of columns C = c + noise, C^T C = ``normal`` holds ``noise`` beside what is information. The solution of
+    (normal - noise) x = vector is not diluted; with the covariance of the vector, ``normal``, its own is
+    (normal - noise)^-1 normal (normal - noise)^-1, and what is given back is its inverse, and that times x. No
+    combination counts as more than ``_MOST_NOISE`` noise: where there is more, the sample says little, and the
+    covariance says so.
+    """
+    directions, size = seen_directions(normal)
+    whitening = directions / np.sqrt(size)
+    share, vectors = np.linalg.eigh(whitening.T @ noise @ whitening)
+    left = 1.0 - np.clip(share, 0.0, _MOST_NOISE)
+    root = normal @ whitening @ vectors
+    return (root * left**2) @ root.T, root @ (left * (vectors.T @ (whitening.T @ vector)))
 
 
 def _describe(vector: Floats, labels: Sequence[str]) -> str:

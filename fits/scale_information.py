@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.errors import InputError
-from musclecal.fits.normal_equations import solve_normal
+from musclecal.fits.normal_equations import solve_normal, undiluted
 from musclecal.fits.scale_fit import PARAMETERS, parameter_labels
 from musclecal.fits.template_closure import BinInformation
 from musclecal.fits.templates import MUON_SHIFTS
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 _N_SHIFT = len(MUON_SHIFTS)
-_MOST_NOISE = 0.8
 
 
 def scale_information(bins: BinInformation, resonance: str) -> ScaleInformation:
@@ -191,32 +190,16 @@ def solve_information(information: ScaleInformation, *designs: Design) -> Inform
     normal, vector = matrix.T @ information.normal @ matrix, matrix.T @ information.vector
     noise = matrix.T @ information.noise @ matrix
     try:
-        solution = solve_normal(normal, vector, labels)
+        solution = solve_normal(*undiluted(normal, vector, noise), labels)
     except InputError as error:
         raise InputError(f"template fit at {information.resonance}: {error}") from None
-    stretch = _without_noise(normal, noise)
-    values = stretch @ solution.values
+    values = solution.values
     chi2 = information.chi2 - float(2.0 * values @ vector - values @ normal @ values)
     ndf = information.ndf - len(labels)
-    covariance = stretch @ solution.covariance @ stretch.T
     return InformationSolution(
-        labels, values, 0.5 * (covariance + covariance.T), chi2, ndf, float(chi2_distribution.sf(chi2, ndf)),
+        labels, values, solution.covariance, chi2, ndf, float(chi2_distribution.sf(chi2, ndf)),
         solution.condition,
     )  # fmt: skip
-
-
-def _without_noise(normal: Floats, noise: Floats) -> Floats:
-    """(n_par, n_par) (normal - noise)^-1 normal: takes diluted parameters to undiluted ones.
-
-    No combination is stretched by more than 1/(1 - _MOST_NOISE): where there is more noise than that, the sample says
-    little, and the covariance says so.
-    """
-    unit = np.sqrt(np.diagonal(normal))
-    root = np.linalg.cholesky(normal / np.outer(unit, unit))
-    whitened = np.linalg.solve(root, np.linalg.solve(root, noise / np.outer(unit, unit)).T)
-    share, vectors = np.linalg.eigh(0.5 * (whitened + whitened.T))
-    stretched = (vectors / (1.0 - np.clip(share, 0.0, _MOST_NOISE))) @ vectors.T
-    return np.asarray(np.linalg.solve(root.T, stretched @ root.T) * unit / unit[:, None])
 
 
 @dataclass(frozen=True)

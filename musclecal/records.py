@@ -23,6 +23,7 @@ __all__ = [
     "DimuonEvents",
     "Floats",
     "Ints",
+    "JointFit",
     "MassFits",
     "MassHistogram",
     "MassImpacts",
@@ -32,6 +33,7 @@ __all__ = [
     "NuisanceGroup",
     "Nuisances",
     "Resolution",
+    "SampleAgainstRest",
     "ScaleCalibration",
     "ScaleFactor",
     "ScaleInformation",
@@ -419,6 +421,65 @@ class ScaleInformation:
     def events_fraction(self) -> float:
         """Events used over events selected."""
         return self.events_used / max(self.events_selected, 1.0)
+
+
+@dataclass(frozen=True)
+class SampleAgainstRest:
+    """One sample of a joint fit against all others that were fitted.
+
+    Attributes
+    ----------
+    name : of the sample. used : whether the joint fit uses it; if not, it is compared with the whole fit.
+    chi2, ndf, p_value : of its agreement with the others in A, e and M, as far as both see them.
+    mean_A, mean_A_error : common A that it wants beyond that of the others, everything else free. All errors here
+        have those of the sample, of the others and of the resonance masses in them.
+    values : (n_eta, 2) A and M (1/GeV) that it wants beyond those of the others in each eta bin, with e in common;
+        NaN in an eta bin that one of the sides does not see.
+    errors : (n_eta, 2) of ``values``.
+    """
+
+    name: str
+    used: bool
+    chi2: float
+    ndf: int
+    p_value: float
+    mean_A: float
+    mean_A_error: float
+    values: Floats
+    errors: Floats
+
+    @property
+    def pulls(self) -> Floats:
+        """(n_eta, 2) values over errors."""
+        return self.values / self.errors
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """A, e, M from several resonances together.
+
+    Attributes
+    ----------
+    calibration : the correction. Its chi2, ndf and p_value are those of the agreement of the samples with each other;
+        it has no ``pulls`` and no ``bins``.
+    used : names of the samples that were fitted, "Z even" for half of them; kept : of those held back for closure.
+    mass_resonances : (n_mass,) the resonances of the fit.
+    mass_errors : (n_mass,) relative uncertainty of their masses; mass_shifts : what the fit makes of them, mass over
+        assumed mass - 1, and mass_shift_errors.
+    largest_steps : largest change of dk/k at the mean curvature of an eta bin between what a used sample was corrected
+        with and the result; where it is not small, correct the samples with the result and fit again.
+    table : each sample, used or kept, against the others. Empty for a single one.
+    """
+
+    calibration: ScaleCalibration
+    used: tuple[str, ...]
+    kept: tuple[str, ...]
+    mass_resonances: tuple[str, ...]
+    mass_errors: Floats
+    mass_shifts: Floats
+    mass_shift_errors: Floats
+    largest_steps: Floats
+    table: tuple[SampleAgainstRest, ...]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from musclecal.records import (
     ClosureSplits,
     CutFlow,
     DimuonEvents,
+    JointFit,
     MassFits,
     MassHistogram,
     MassImpacts,
@@ -30,6 +31,7 @@ from musclecal.records import (
     NuisanceGroup,
     Nuisances,
     Resolution,
+    SampleAgainstRest,
     ScaleCalibration,
     ScaleFactor,
     ScaleInformation,
@@ -208,6 +210,13 @@ EXAMPLES["scale with covariance"] = ScaleWithCovariance(
 EXAMPLES["template fit"] = TemplateFit(EXAMPLES["information"], EXAMPLES["scale"], 2, 0.01)
 EXAMPLES["split"] = SPLIT
 EXAMPLES["splits"] = ClosureSplits("Z", (SPLIT, SPLIT))
+EXAMPLES["sample against rest"] = SampleAgainstRest(
+    "Z even", True, 3.3, 8, 0.9, 1e-5, 2e-5, floats(4, 2), floats(4, 2)
+)
+EXAMPLES["joint fit"] = JointFit(
+    CALIBRATION, ("Jpsi", "Z even"), ("Z odd",), ("Jpsi", "Z"), floats(2), floats(2), floats(2), floats(2),
+    (EXAMPLES["sample against rest"],),
+)  # fmt: skip
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

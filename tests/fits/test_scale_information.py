@@ -38,11 +38,10 @@ def bin_information(which: Ints | None = None) -> BinInformation:
     axes = binning()
     bins = np.arange(axes.n_bins) if which is None else which
     roots = RNG.normal(size=(len(bins), 12, 8)) / np.tile(UNITS, 2)
-    few = 0.1 * RNG.normal(size=(len(bins), 12, 8)) / np.tile(UNITS, 2)
     return BinInformation(
         axes, bins, np.einsum("brp,brq->bpq", roots, roots), RNG.normal(size=(len(bins), 8)) / np.tile(UNITS, 2),
         RNG.uniform(5.0, 20.0, len(bins)), RNG.uniform(8.0, 14.0, len(bins)), RNG.uniform(1.0, 9.0, len(bins)), 5e3,
-        RNG.uniform(0.01, 0.05, (len(bins), 2)), np.einsum("brp,brq->bpq", few, few),
+        RNG.uniform(0.01, 0.05, (len(bins), 2)), 0.05 * np.einsum("brp,brq->bpq", roots, roots),
     )  # fmt: skip
 
 
