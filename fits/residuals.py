@@ -4,7 +4,8 @@ Cells are in the true pT: in measured pT a falling spectrum would widen and shif
 selected on the measured momentum of the muons near the edges of the cells, nor tightly on the mass.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from musclecal.compiled import in_order, kernel
 from musclecal.errors import InputError
 from musclecal.records import DimuonEvents, Floats, Ints, MuonResiduals
 
-__all__ = ["core_variance", "fill_residuals"]
+__all__ = ["core_variance", "fill_residuals", "joined_residuals"]
 
 _CORE = 4.0
 _INSIDE = 0.998866
@@ -81,6 +82,22 @@ def fill_residuals(
     counts, sums, beyond = total
     means = sums * _PT_UNIT / np.maximum(counts.sum(axis=2, keepdims=True), 1)
     return MuonResiduals(eta_edges, pt_edges, counts, reach, means[:, :, 0], means[:, :, 1], int(beyond[0]))
+
+
+def joined_residuals(parts: Sequence[MuonResiduals]) -> MuonResiduals:
+    """The cells of several samples beside each other: each sample in the momenta that its selection does not cut.
+
+    The pT edges of the whole then do not increase from part to part; cells are known by their average pT.
+    """
+    first = parts[0]
+    return replace(
+        first,
+        pt_edges=np.concatenate([part.pt_edges for part in parts]),
+        counts=np.concatenate([part.counts for part in parts], axis=1),
+        mean_pt=np.concatenate([part.mean_pt for part in parts], axis=1),
+        mean_pt2=np.concatenate([part.mean_pt2 for part in parts], axis=1),
+        n_beyond=sum(part.n_beyond for part in parts),
+    )
 
 
 def core_variance(residuals: MuonResiduals) -> tuple[Floats, Ints]:

@@ -138,6 +138,8 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
             click.echo(text)
         if name in ("extract", "export", "report"):
             campaign.check_gates(campaign.closures if name == "report" else ())
+        elif name == "resolution":
+            campaign.check_width_gates()
         elif name == "fit":
             campaign.check_fit_gates(campaign.mass_fits(campaign.calibrated, 0))
 
@@ -168,6 +170,34 @@ def _show_extract(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     return calibration_text(calibration, campaign.truth()), calibration_table(calibration)
 
 
+def _show_resolution(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.uncertainty_report import resolution_table, resolution_text
+
+    return resolution_text(campaign), resolution_table(campaign.resolution())
+
+
+def _show_systematics(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.uncertainty_report import systematic_table, systematic_text
+
+    found = campaign.systematic(), campaign.nuisances()
+    return systematic_text(*found), systematic_table(*found)
+
+
+def _show_propagate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.uncertainty_report import impacts_json
+    from musclecal.validation.propagation import impacts_table
+
+    return impacts_table(*campaign.impacts()), impacts_json(campaign.impacts())
+
+
+def _show_joint(campaign: "Campaign") -> tuple[str, dict[str, object]]:
+    from musclecal.report import calibration_table
+    from musclecal.validation.joint_table import joint_table, joint_text
+
+    joint = campaign.joint()
+    return joint_text(joint), joint_table(joint) | {"calibration": calibration_table(joint.calibration)}
+
+
 def _show_export(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     folder = campaign.export_task().output.parent
     files = sorted(str(p) for p in folder.iterdir() if not p.name.endswith(".manifest.json"))
@@ -188,6 +218,18 @@ for _name, _description, _show in (
     ("fill", "Fill the 4D x mass histograms of the calibration resonance; print the cut flow.", _show_fill),
     ("fit", "Fit the masses of all 4D bins, in data and simulation.", _show_fit),
     ("extract", "Extract A, e (GeV), M (1/GeV) per eta bin, all passes.", _show_extract),
+    (
+        "resolution",
+        "Resolution a, c (1/GeV^2) per eta bin of data and simulation, the smearing of the simulation, width ratios.",
+        _show_resolution,
+    ),
+    (
+        "systematics",
+        "Factor s on the calibration's uncertainty from its closures, with toys, and all nuisances.",
+        _show_systematics,
+    ),
+    ("propagate", "Uncertainties of the calibration on m_W and m_Z (MeV).", _show_propagate),
+    ("joint", "Fit several resonances together, and compare each with the others.", _show_joint),
     ("export", "Write muon_scale.json.gz (correctionlib) and calibration.npz/.json.", _show_export),
     ("report", "Write the figures and the summary.", _show_report),
 ):

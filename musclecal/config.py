@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 Positive = Annotated[float, Field(gt=0.0)]
-ModelName = Literal["simulation-shape", "generator-template", "gaussian", "crystal-ball", "breit-wigner"]
+ModelName = Literal[
+    "simulation-shape", "generator-template", "pooled-template", "gaussian", "crystal-ball", "breit-wigner"
+]
 """Those of `musclecal.fits.shapes`."""
 
 
@@ -116,6 +118,58 @@ class ClosureConfig(_Table):
     """Run numbers at which the data are split; the last range ends before the last number."""
 
 
+class ResolutionConfig(_Table):
+    """[resolution]"""
+
+    resonances: tuple[str, ...] = ("Jpsi", "Z")
+    """Whose widths give the resolution."""
+    closure: tuple[str, ...] = ("Y1S",)
+    """Whose widths are looked at beside."""
+    fit_b: bool = False
+    d: Positive = 370.0
+    """GeV^2, of b/(1 + d/pT^2)."""
+    min_events: Annotated[int, Field(ge=1)] = 50
+    salt: int = 0
+    """Of the random numbers of the smearing."""
+
+
+class SystematicsConfig(_Table):
+    """[systematics]"""
+
+    resonances: tuple[str, ...] = ("Y1S", "Z")
+    """Whose closures set s."""
+    quote: str = "joint"
+    """Which s scales the uncertainty: joint, or a resonance."""
+    toys: Annotated[int, Field(ge=100)] = 10_000
+    seed: Annotated[int, Field(ge=0)] = 1
+    nuisances_from: tuple[str, ...] = ("Z",)
+    """Closures whose own uncertainty is quoted."""
+    resolution_inflation: Positive = 10.0
+    """Factor on the uncertainty of the resolution."""
+
+
+class PropagationConfig(_Table):
+    """[propagation]"""
+
+    luminosity: Positive = 16.8
+    """1/fb"""
+    draws: Annotated[int, Field(ge=10_000)] = 10_000_000
+    """Generated decays; with fewer the noise of the templates looks like information in profiled fits."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    pt_edges: tuple[Positive, ...] | None = None
+    """GeV, of the muon of a W; 26 to 56 by default."""
+    free_yields: bool = True
+    closure: str = "Z"
+    """The closure whose own statistics limit the calibration."""
+
+
+class JointConfig(_Table):
+    """[joint]"""
+
+    use: tuple[Annotated[str, Field(pattern=r"^\w+( even| odd)?$")], ...] = ("Jpsi", "Y1S", "Z even")
+    """Samples that are fitted together, by event number in halves; all others are compared with the fit."""
+
+
 class SimulateConfig(_Table):
     """[samples.NAME.simulate]: a sample made by the built-in simulation."""
 
@@ -188,6 +242,8 @@ class GateConfig(_Table):
     """How much the last pass may change the calibration: chi2 per parameter."""
     closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     """Of the residual, with the calibration's own uncertainty in the covariance."""
+    width_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
+    """Of width ratios of data and smeared simulation against one."""
     closure_resonances: tuple[str, ...] = ("Y1S", "Z")
     """Which closures are gated. The scalar engine, with a known bias of 1e-4 at the Z, is not gated there."""
 
@@ -200,6 +256,10 @@ class CampaignConfig(_Table):
     resonances: dict[str, ResonanceConfig] = {}
     samples: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], SampleConfig]
     closure: ClosureConfig = ClosureConfig()
+    resolution: ResolutionConfig = ResolutionConfig()
+    systematics: SystematicsConfig = SystematicsConfig()
+    propagation: PropagationConfig = PropagationConfig()
+    joint: JointConfig = JointConfig()
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="after")
@@ -209,6 +269,12 @@ class CampaignConfig(_Table):
             *((f"resonances.{name}", name) for name in self.resonances),
             *((f"samples.{key}.resonance", sample.resonance) for key, sample in self.samples.items()),
             *(("gates.closure_resonances", name) for name in self.gates.closure_resonances),
+            *(("resolution.resonances", name) for name in self.resolution.resonances),
+            *(("resolution.closure", name) for name in self.resolution.closure),
+            *(("systematics.resonances", name) for name in self.systematics.resonances),
+            *(("systematics.nuisances_from", name) for name in self.systematics.nuisances_from),
+            *(("joint.use", name.split()[0]) for name in self.joint.use),
+            ("propagation.closure", self.propagation.closure),
         ]:
             if name not in known:
                 raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")

@@ -150,7 +150,7 @@ def _table() -> Mapping[str, Resonance]:
             64,
             (25.0, 38.0, 42.0, 46.0, 52.0, 100.0),
             Spectrum(p0=9.0, exponent=1.9, y_max=2.6, polarisation=0.6),
-            model="generator-template",
+            model="pooled-template",
             background="none",
             pt_scaled=True,
             template=TemplateAxes((-1.0, -0.2, -0.1, 0.0, 0.1, 0.2, 1.0), (0.0, 1000.0), 32, 0.01),

@@ -7,7 +7,8 @@ class adds stages to those before it: `inputs`, `calibration`, `closures`, and h
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from musclecal.campaign.closures import UNCORRECTED, ClosureStages
+from musclecal.campaign.closures import UNCORRECTED
+from musclecal.campaign.uncertainty import BOSONS, UncertaintyStages
 from musclecal.errors import QualityGateError
 from musclecal.export import export_arrays, export_correctionlib
 from musclecal.records import MassFits
@@ -16,10 +17,21 @@ from musclecal.tasks import Task, package_version
 
 __all__ = ["STAGES", "UNCORRECTED", "Campaign"]
 
-STAGES = ("simulate", "fill", "fit", "extract", "closure", "export")
+STAGES = (
+    "simulate",
+    "fill",
+    "fit",
+    "extract",
+    "closure",
+    "resolution",
+    "systematics",
+    "propagate",
+    "joint",
+    "export",
+)
 
 
-class Campaign(ClosureStages):
+class Campaign(UncertaintyStages):
     """All stages of a campaign file."""
 
     # Export
@@ -60,6 +72,10 @@ class Campaign(ClosureStages):
             "fit": lambda: (self.fit_task(self.calibrated, 0),),
             "extract": lambda: (self.calibration_task,),
             "closure": lambda: tuple(self.closure_task(name) for name in self.closures),
+            "resolution": self.resolution_tasks,
+            "systematics": lambda: (self.systematics_task(),),
+            "propagate": lambda: tuple(self.propagate_task(boson) for boson in BOSONS),
+            "joint": lambda: (self.joint_task(),),
             "export": lambda: (self.export_task(),),
         }
         return makers[stage]()
@@ -95,6 +111,15 @@ class Campaign(ClosureStages):
     def check_closure_gates(self, closures: Iterable[str], engine: str | None = None) -> None:
         """Raise `QualityGateError` where a closure after the calibration is worse than the campaign file allows."""
         _raise_failures(self._closure_failures(closures, engine))
+
+    def check_width_gates(self) -> None:
+        """Raise `QualityGateError` where smeared widths differ from the data's more than the campaign file allows."""
+        least, failed = self.config.gates.width_p_value, []
+        for name in self.width_closures:
+            p_value = self.width_closure(name).p_value
+            if p_value < least:
+                failed.append(f"width closure at {name}: p-value {p_value:.2g} < {least:g}")
+        _raise_failures(failed)
 
     def _closure_failures(self, closures: Iterable[str], engine: str | None) -> list[str]:
         gates, failed = self.config.gates, []

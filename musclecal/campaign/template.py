@@ -11,6 +11,7 @@ from musclecal.apply import correct
 from musclecal.binning import TemplateBinning
 from musclecal.campaign.calibration import CalibrationStages
 from musclecal.errors import InputError
+from musclecal.fits.contribution import ALL_EVENTS, half_of
 from musclecal.fits.reweight import SpectrumWeights
 from musclecal.fits.scale_information import scale_information, solve_eta_bins
 from musclecal.fits.template_background import expected_purity
@@ -65,8 +66,8 @@ class DataAndSimulation:
 class TemplateStages(CalibrationStages):
     """Template histograms and fits."""
 
-    def template_simulation_task(self, resonance: str, phi_sectors: int = 1) -> Task:
-        """Template histogram of the simulation."""
+    def template_simulation_task(self, resonance: str, phi_sectors: int = 1, part: str = ALL_EVENTS) -> Task:
+        """Template histogram of the simulation, or of a half of it."""
         if not self.config.samples_of(resonance, "simulation"):
             raise InputError(
                 f"samples: the resonance {resonance} has no simulation for the template fit: add a sample of kind "
@@ -77,9 +78,9 @@ class TemplateStages(CalibrationStages):
         if reweighted:
             more_files, more_tasks = self._inputs(resonance, "data")
             files, tasks = files + more_files, (*tasks, *more_tasks, self.binning_task(resonance))
-        name = f"{resonance}_simulation" + (f"_phi{phi_sectors}" if phi_sectors > 1 else "")
+        name = f"{resonance}_simulation" + (f"_phi{phi_sectors}" if phi_sectors > 1 else "") + _suffix(part)
         output = self.output / "template" / f"{name}.h5"
-        run = partial(self._fill_template_simulation, resonance, phi_sectors, output)
+        run = partial(self._fill_template_simulation, resonance, phi_sectors, part, output)
         options = self._template_options(resonance, phi_sectors) | {
             "samples": self._sample_options(resonance, "simulation"),
             "reweight": self._sample_options(resonance, "data") if reweighted else None,
@@ -95,10 +96,10 @@ class TemplateStages(CalibrationStages):
             "widths": self.config.settings(resonance).template.widths,
         }
 
-    def _fill_template_simulation(self, resonance: str, phi_sectors: int, output: Path) -> None:
+    def _fill_template_simulation(self, resonance: str, phi_sectors: int, part: str, output: Path) -> None:
         weight = self._spectrum_weights(resonance, ()) if self.config.settings(resonance).reweight else None
         binning = self.config.template_binning(resonance, phi_sectors)
-        save(output, self._filled(resonance, "simulation", binning, (), weight))
+        save(output, self._filled(resonance, "simulation", binning, (), weight, _only(part)))
 
     def _filled(
         self,
@@ -124,20 +125,24 @@ class TemplateStages(CalibrationStages):
             raise InputError(f"{resonance} {kind}: {error}") from None
 
     def template_task(
-        self, resonance: str, applied: Applied, parameters: tuple[str, ...] = ("A", "M")
+        self,
+        resonance: str,
+        applied: Applied,
+        parameters: tuple[str, ...] = ("A", "M"),
+        part: str = ALL_EVENTS,
     ) -> Task:
-        """Fit of data to simulation, with the data's histogram at the last point beside it."""
+        """Fit of data to simulation (or of halves of both), with the data's histogram at the last point beside it."""
         if not self.config.samples_of(resonance, "data"):
             raise InputError(f'samples: no sample of kind "data" for the resonance {resonance}')
         files, tasks = self._inputs(resonance, "data")
-        name = f"{resonance}_{applied.name}_{''.join(parameters)}"
+        name = f"{resonance}_{applied.name}_{''.join(parameters)}{_suffix(part)}"
         output = self.output / "template" / f"{name}.h5"
-        run = partial(self._fit_template, resonance, applied, parameters, output)
+        run = partial(self._fit_template, resonance, applied, parameters, part, output)
         options = self._template_options(resonance) | {
             "samples": self._sample_options(resonance, "data"),
             "parameters": parameters,
         }
-        after = (self.template_simulation_task(resonance), *tasks, *applied.after)
+        after = (self.template_simulation_task(resonance, part=part), *tasks, *applied.after)
         also = (self._data_histogram_of(output),)
         return Task(f"template/{name}", "closure", output, run, options, files + applied.inputs, after, also)
 
@@ -146,14 +151,15 @@ class TemplateStages(CalibrationStages):
         return fit.with_name(f"{fit.stem}_data.h5")
 
     def _fit_template(
-        self, resonance: str, applied: Applied, parameters: tuple[str, ...], output: Path
+        self, resonance: str, applied: Applied, parameters: tuple[str, ...], part: str, output: Path
     ) -> None:
         binning = self.config.template_binning(resonance)
-        simulation = load(self.template_simulation_task(resonance).output, TemplateHistogram)
+        simulation = load(self.template_simulation_task(resonance, part=part).output, TemplateHistogram)
         given = applied.corrections()
         point = no_bias(np.array(binning.eta_edges))
         for passes in range(1, _MOST_PASSES + 1):
-            data = self._filled(resonance, "data", binning, (*given, partial(correct, scale=point)))
+            corrections: tuple[Correction, ...] = (*given, partial(correct, scale=point))
+            data = self._filled(resonance, "data", binning, corrections, only=_only(part))
             bins = self._bin_information(resonance, DataAndSimulation(data, simulation))
             information = scale_information(bins, resonance)
             solution = solve_eta_bins(information, parameters)
@@ -199,3 +205,13 @@ class TemplateStages(CalibrationStages):
         """(data at the last point of a template task, simulation)."""
         simulation = load(self.template_simulation_task(resonance).output, TemplateHistogram)
         return load(self._data_histogram_of(task.output), TemplateHistogram), simulation
+
+
+def _suffix(part: str) -> str:
+    """Of file names."""
+    return "" if part == ALL_EVENTS else f"_{part}"
+
+
+def _only(part: str) -> Callable[[DimuonEvents], DimuonEvents] | None:
+    """What keeps the events of a part."""
+    return None if part == ALL_EVENTS else partial(half_of, part=part)

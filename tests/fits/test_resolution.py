@@ -8,7 +8,7 @@ import pytest
 from musclecal.binning import Binning, equal_eta_edges
 from musclecal.errors import InputError
 from musclecal.fits.histogram import fill
-from musclecal.fits.residuals import core_variance, fill_residuals
+from musclecal.fits.residuals import core_variance, fill_residuals, joined_residuals
 from musclecal.fits.resolution import (
     data_resolution,
     fit_generator_resolution,
@@ -300,18 +300,7 @@ def chain(seed: int, data: ResolutionModel, simulation: ResolutionModel) -> tupl
             )
         )
         residuals.append(fill_residuals([events], np.array(EDGES), np.array(cells)))
-    return fit_generator_resolution(joined(*residuals)), fit_resolution(widths)
-
-
-def joined(one: MuonResiduals, two: MuonResiduals) -> MuonResiduals:
-    """The cells of two samples beside each other."""
-    return replace(
-        one,
-        pt_edges=np.concatenate([one.pt_edges, two.pt_edges]),
-        counts=np.concatenate([one.counts, two.counts], axis=1),
-        mean_pt=np.concatenate([one.mean_pt, two.mean_pt], axis=1),
-        mean_pt2=np.concatenate([one.mean_pt2, two.mean_pt2], axis=1),
-    )
+    return fit_generator_resolution(joined_residuals(residuals)), fit_resolution(widths)
 
 
 @pytest.mark.slow

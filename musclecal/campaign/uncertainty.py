@@ -1,0 +1,255 @@
+"""The stages systematics, propagate and joint: what the closures say about the uncertainty, and what it means."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from musclecal.campaign.resolution import ResolutionStages
+from musclecal.errors import InputError
+from musclecal.fits.contribution import ALL_EVENTS, Contribution, of_calibration, of_information
+from musclecal.fits.joint_fit import joint_fit
+from musclecal.fits.resolution import resolution_model
+from musclecal.records import (
+    BosonTemplates,
+    JointFit,
+    MassImpacts,
+    NuisanceGroup,
+    Nuisances,
+    Resolution,
+    ScaleParameters,
+    ScaleSystematic,
+    TemplateFit,
+)
+from musclecal.resonances import resonance
+from musclecal.simulate import ResolutionModel, default_resolution
+from musclecal.store import load, save
+from musclecal.tasks import Task
+from musclecal.validation.nuisances import RESOLUTION, calibration_nuisances, resolution_nuisances
+from musclecal.validation.propagation import calibration_sources, mass_impacts
+from musclecal.validation.systematics import scale_systematic
+from musclecal.validation.w_templates import WBinning, w_templates
+from musclecal.validation.z_templates import ZBinning, z_templates
+
+__all__ = ["UncertaintyStages"]
+
+BOSONS = ("W", "Z")
+
+
+class UncertaintyStages(ResolutionStages):
+    """The stages systematics, propagate and joint."""
+
+    # Systematics
+
+    @property
+    def systematic_closures(self) -> tuple[str, ...]:
+        """Resonances whose closures set s: those of the campaign file that have data."""
+        return tuple(name for name in self.config.systematics.resonances if name in self.closures)
+
+    def systematics_task(self) -> Task:
+        """s of each closure and jointly; the nuisances beside it."""
+        names = self.systematic_closures
+        if not names:
+            wanted = ", ".join(self.config.systematics.resonances)
+            raise InputError(f"systematics: no data of any of {wanted} to close on")
+        output = self.output / "systematics" / "systematic.h5"
+        after = (self.calibration_task, *(self.closure_task(name) for name in names))
+        if self.resolution_resonances:
+            after += (self.resolution_task(),)
+        options = {"settings": self.config.systematics.model_dump(), "resonances": names}
+        also = (output.with_name("nuisances.h5"),)
+        return Task("systematics", "systematics", output, self._systematics, options, (), after, also)
+
+    def _systematics(self) -> None:
+        settings = self.config.systematics
+        closures = {name: self.closure(name) for name in self.systematic_closures}
+        quote = settings.quote if settings.quote in (*closures, "joint") else "joint"
+        systematic = scale_systematic(
+            self.calibration(),
+            tuple(closures.values()),
+            quote=quote,
+            n_toys=settings.toys,
+            seed=settings.seed,
+        )
+        own = [closures[name] for name in settings.nuisances_from if name in closures]
+        nuisances = calibration_nuisances(systematic, own, self._resolution_nuisances())
+        output = self.systematics_task().output
+        save(output.with_name("nuisances.h5"), nuisances)
+        save(output, systematic)
+
+    def _resolution_nuisances(self) -> NuisanceGroup | None:
+        if not self.resolution_resonances:
+            return None
+        difference = self.resolution().difference
+        inflation = self.config.systematics.resolution_inflation
+        return resolution_nuisances(_all_parameters(difference), difference.eta_edges, inflation=inflation)
+
+    def systematic(self) -> ScaleSystematic:
+        """The scaled systematic, once its task is done."""
+        return load(self.systematics_task().output, ScaleSystematic)
+
+    def nuisances(self) -> Nuisances:
+        """The nuisances, once their task is done."""
+        return load(self.systematics_task().output.with_name("nuisances.h5"), Nuisances)
+
+    # Propagation to m_W and m_Z
+
+    def boson_templates_task(self, boson: str) -> Task:
+        """Templates of the W or Z, with the derivatives by the calibration's parameters."""
+        settings = self.config.propagation
+        output = self.output / "propagate" / f"{boson}_templates.h5"
+        run = partial(self._fill_boson, boson, output)
+        after = (self.resolution_task(),) if self.resolution_resonances else ()
+        options = {
+            "draws": settings.draws,
+            "seed": settings.seed,
+            "pt_edges": settings.pt_edges,
+            "eta_edges": self.config.binning.edges,
+        }
+        return Task(f"propagate/{boson}_templates", "propagate", output, run, options, (), after)
+
+    def _fill_boson(self, boson: str, output: Path) -> None:
+        settings, edges = self.config.propagation, self.config.binning.edges
+        resolution = self._known_resolution()
+        if boson == "W":
+            changes = {} if settings.pt_edges is None else {"pt_edges": settings.pt_edges}
+            templates = w_templates(
+                WBinning(eta_edges=edges, **changes),
+                resolution=resolution, n_draws=settings.draws, seed=settings.seed,
+            )  # fmt: skip
+        else:
+            regions = tuple(np.linspace(edges[0], edges[-1], 15).tolist())
+            templates = z_templates(
+                ZBinning(eta_edges=edges, region_edges=regions),
+                resolution=resolution, n_draws=settings.draws, seed=settings.seed + 1,
+            )  # fmt: skip
+        save(output, templates)
+
+    def _known_resolution(self) -> ResolutionModel:
+        return (
+            resolution_model(self.resolution().data) if self.resolution_resonances else default_resolution()
+        )
+
+    def propagate_task(self, boson: str) -> Task:
+        """What the calibration's uncertainties do to the fitted mass of the W or Z."""
+        settings = self.config.propagation
+        output = self.output / "propagate" / f"{boson}_impacts.h5"
+        run = partial(self._propagate, boson, output)
+        after: tuple[Task, ...] = (
+            self.boson_templates_task(boson),
+            self.calibration_task,
+            self.systematics_task(),
+        )
+        if self.resolution_resonances:
+            after += (self.resolution_task(),)
+        if self._limiting_closure is not None:
+            after += (self.closure_task(self._limiting_closure),)
+        options = {
+            "luminosity": settings.luminosity,
+            "free_yields": settings.free_yields,
+            "closure": settings.closure,
+        }
+        return Task(f"propagate/{boson}", "propagate", output, run, options, (), after)
+
+    @property
+    def _limiting_closure(self) -> str | None:
+        """The closure whose own statistics limit the calibration."""
+        name = self.config.propagation.closure
+        return name if name in self.closures else None
+
+    def _propagate(self, boson: str, output: Path) -> None:
+        settings, calibration = self.config.propagation, self.calibration()
+        name = self._limiting_closure
+        closure = None if name is None else self.closure(name)
+        difference = self.resolution().difference if self.resolution_resonances else None
+        line = resonance(name or self.calibrated).line
+        sources = calibration_sources(
+            calibration.n_eta,
+            calibration=calibration.covariance,
+            s=self.systematic().s,
+            closure=None if closure is None else closure.covariance,
+            closure_parameters=("A", "M") if closure is None else closure.parameter_names,
+            mass_error=line.mass_error / line.mass,
+            resolution=None if difference is None else _all_parameters(difference),
+            resolution_parameters=RESOLUTION,
+        )
+        templates = load(self.boson_templates_task(boson).output, BosonTemplates)
+        save(
+            output,
+            mass_impacts(
+                templates, sources, luminosity=settings.luminosity, free_yields=settings.free_yields
+            ),
+        )
+
+    def impacts(self) -> tuple[MassImpacts, ...]:
+        """Impacts on m_W and m_Z, once their tasks are done."""
+        return tuple(load(self.propagate_task(boson).output, MassImpacts) for boson in BOSONS)
+
+    # Several resonances in one fit
+
+    def joint_task(self) -> Task:
+        """One calibration from several resonances, and how each agrees with the others."""
+        names = self._joint_samples
+        output = self.output / "joint" / "joint.h5"
+        after: tuple[Task, ...] = (self.calibration_task,)
+        for name in names:
+            if name != self.calibrated:
+                after += (self._part_task(*_sample_and_part(name)),)
+        options = {"samples": names, "use": self.config.joint.use}
+        return Task("joint", "joint", output, self._fit_jointly, options, (), after)
+
+    @property
+    def _joint_samples(self) -> tuple[str, ...]:
+        """Used and kept samples: those of [joint], then all other closures."""
+        used = self.config.joint.use
+        resonances = {_sample_and_part(name)[0] for name in used}
+        known = (self.calibrated, *self.closures)
+        for name in resonances:
+            if name not in known:
+                raise InputError(f"joint.use: the campaign has no data of {name}: it has {', '.join(known)}")
+        halves = tuple(
+            f"{name} {'odd' if part == 'even' else 'even'}"
+            for name, part in map(_sample_and_part, used)
+            if part != ALL_EVENTS
+        )
+        kept = tuple(name for name in known if name not in resonances)
+        return (*used, *(half for half in halves if half not in used), *kept)
+
+    def _part_task(self, resonance: str, part: str) -> Task:
+        return self.template_task(resonance, self.calibrated_muons(), part=part)
+
+    def _fit_jointly(self) -> None:
+        calibration = self.calibration()
+        contributions: list[Contribution] = []
+        for name in self._joint_samples:
+            sample, part = _sample_and_part(name)
+            if name == self.calibrated:
+                contributions.append(of_calibration(name, calibration))
+                continue
+            fit = load(self._part_task(sample, part).output, TemplateFit)
+            applied = ScaleParameters(
+                calibration.eta_edges,
+                *(getattr(calibration, letter) + getattr(fit.point, letter) for letter in ("A", "e", "M")),
+            )
+            contributions.append(of_information(fit.information, applied, part=part))
+        result = joint_fit(contributions, self.config.joint.use, passes=calibration.passes)
+        save(self.joint_task().output, result)
+
+    def joint(self) -> JointFit:
+        """The joint fit, once its task is done."""
+        return load(self.joint_task().output, JointFit)
+
+
+def _sample_and_part(name: str) -> tuple[str, str]:
+    """("Z", "even") of "Z even"; ("Z", "all") of "Z"."""
+    sample, _, part = name.partition(" ")
+    return sample, part or ALL_EVENTS
+
+
+def _all_parameters(resolution: Resolution) -> np.ndarray:
+    """(3 n_eta, 3 n_eta) covariance in the order a0, b0, c0, a1, ...; zero where b was not fitted."""
+    n_eta, names = len(resolution.a), resolution.parameter_names
+    rows = np.array([3 * n + RESOLUTION.index(name) for n in range(n_eta) for name in names])
+    covariance = np.zeros((3 * n_eta, 3 * n_eta))
+    covariance[np.ix_(rows, rows)] = resolution.covariance
+    return covariance
