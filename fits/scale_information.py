@@ -16,7 +16,7 @@ from musclecal.fits.normal_equations import solve_normal, undiluted
 from musclecal.fits.scale_fit import PARAMETERS, parameter_labels
 from musclecal.fits.template_closure import BinInformation
 from musclecal.fits.templates import MUON_SHIFTS
-from musclecal.records import Floats, Ints, ScaleInformation
+from musclecal.records import Floats, Ints, ScaleCalibration, ScaleInformation, TemplateFit
 
 __all__ = [
     "Design",
@@ -29,6 +29,7 @@ __all__ = [
     "sector_design",
     "solve_eta_bins",
     "solve_information",
+    "template_calibration",
 ]
 
 _N_SHIFT = len(MUON_SHIFTS)
@@ -251,3 +252,49 @@ def solve_eta_bins(information: ScaleInformation, parameters: Sequence[str]) -> 
         p_value=solution.p_value,
         condition=solution.condition,
     )
+
+
+def template_calibration(fit: TemplateFit, bins: BinInformation) -> ScaleCalibration:
+    """The calibration of a template fit of A, e and M to muons as measured; ``bins`` are those of its last point.
+
+    A pull of a 4D bin is that of a common scale of both its muons, at the solution.
+
+    Raises
+    ------
+    InputError : parameters that the sample does not fix.
+    """
+    information = fit.information
+    solution = solve_eta_bins(information, PARAMETERS)
+    values = solution.values + np.stack([fit.point.A, fit.point.e, fit.point.M], axis=1)
+    return ScaleCalibration(
+        eta_edges=information.eta_edges,
+        A=values[:, 0].copy(),
+        e=values[:, 1].copy(),
+        M=values[:, 2].copy(),
+        covariance=solution.covariance,
+        chi2=solution.chi2,
+        ndf=solution.ndf,
+        p_value=solution.p_value,
+        rank=values.size,
+        condition=solution.condition,
+        pulls=_pulls_of_common_scale(bins, solution),
+        bins=bins.bins,
+        mean_k=information.mean_k,
+        events_fraction=information.events_fraction,
+        converged_fraction=1.0,
+        passes=fit.passes,
+        residual_chi2=fit.last_change,
+    )
+
+
+def _pulls_of_common_scale(bins: BinInformation, solution: EtaSolution) -> Floats:
+    """(n_bin,) score of a common scale of both muons at the solution, over its standard deviation."""
+    widths = solution.extra_variance if len(solution.extra_variance) else np.zeros(len(solution.values))
+    shifts = np.concatenate([solution.values, widths[:, None]], axis=1)
+    plus, minus, _, _ = bins.binning.unravel(bins.bins)
+    sectors = bins.binning.phi_sectors
+    of_bin = np.concatenate([shifts[plus // sectors], shifts[minus // sectors]], axis=1)
+    common = np.array([1.0, 0.0, 0.0, 0.0] * 2)
+    score = bins.vector @ common - np.einsum("p,bpq,bq->b", common, bins.normal, of_bin)
+    variance = np.einsum("p,bpq,q->b", common, bins.normal, common)
+    return np.asarray(np.where(variance > 0.0, score / np.sqrt(np.where(variance > 0.0, variance, 1.0)), 0.0))

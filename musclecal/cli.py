@@ -136,7 +136,7 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
             _echo_json(table)
         else:
             click.echo(text)
-        if name in ("extract", "export", "report"):
+        if name in ("export", "report"):
             campaign.check_gates(campaign.closures if name == "report" else ())
         elif name == "resolution":
             campaign.check_width_gates()
@@ -161,13 +161,6 @@ def _show_fit(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 
     fits = campaign.mass_fits(campaign.calibrated, 0)
     return fit_text(fits), fit_table(fits)
-
-
-def _show_extract(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    from musclecal.report import calibration_table, calibration_text
-
-    calibration = campaign.calibration()
-    return calibration_text(calibration, campaign.truth()), calibration_table(calibration)
 
 
 def _show_resolution(campaign: "Campaign") -> tuple[str, dict[str, object]]:
@@ -217,7 +210,6 @@ for _name, _description, _show in (
     ("simulate", "Make the samples that have a [samples.NAME.simulate] table.", _show_simulate),
     ("fill", "Fill the 4D x mass histograms of the calibration resonance; print the cut flow.", _show_fill),
     ("fit", "Fit the masses of all 4D bins, in data and simulation.", _show_fit),
-    ("extract", "Extract A, e (GeV), M (1/GeV) per eta bin, all passes.", _show_extract),
     (
         "resolution",
         "Resolution a, c (1/GeV^2) per eta bin of data and simulation, the smearing of the simulation, width ratios.",
@@ -234,6 +226,34 @@ for _name, _description, _show in (
     ("report", "Write the figures and the summary.", _show_report),
 ):
     _stage(_name, _description, _show)
+
+
+@main.command()
+@click.option(
+    "--engine",
+    type=click.Choice(["mass-fits", "template"]),
+    help="Mass fits of 4D bins, or one template fit of all cells. [default: from the campaign file]",
+)
+@_campaign_option
+@_json_option
+@_force_option
+@_explained
+def extract(engine: str | None, path: Path, as_json: bool, force: bool) -> None:
+    """Extract A, e (GeV), M (1/GeV) per eta bin, all passes.
+
+    What other stages use is the calibration of the engine in the campaign file.
+    """
+    from musclecal.report import calibration_table, calibration_text
+
+    campaign, progress = _open(path)
+    engine = engine or campaign.config.campaign.engine
+    _run(progress, [campaign.extraction_task(engine)], force)
+    calibration = campaign.calibration(engine)
+    if as_json:
+        _echo_json(calibration_table(calibration))
+    else:
+        click.echo(calibration_text(calibration, campaign.truth()))
+    campaign.check_gates((), calibration)
 
 
 @main.command()

@@ -351,7 +351,7 @@ def test_the_fast_reference_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: float
 ) -> None:
     """Data with a uniform A and no simulation at all: the reference is made from the data themselves."""
-    monkeypatch.setattr("musclecal.campaign._FAST_EVENTS", 700_000)
+    monkeypatch.setattr("musclecal.campaign.calibration._FAST_EVENTS", 700_000)
     edges = np.array(equal_eta_edges(N_ETA, 2.4))
     zero = np.zeros(N_ETA)
     injected = ScaleParameters(edges, np.full(N_ETA, 1e-3), zero, zero)

@@ -44,7 +44,7 @@ def test_everything_not_given_has_a_default(tmp_path: Path) -> None:
     edges = config.binning.edges
     assert (len(edges), edges[0], edges[12], edges[-1]) == (25, -2.4, 0.0, 2.4)
     assert config.resonance("Jpsi") == resonance("Jpsi")
-    assert config.gates.closure_resonances == ("Y1S",)
+    assert config.gates.closure_resonances == ("Y1S", "Z")
     assert config.samples["jpsi_data"].columns is None
 
 

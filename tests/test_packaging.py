@@ -23,7 +23,13 @@ LINKED = ("geometry", "fits", "validation")
 ALLOWED_IN = {
     "awkward": ("columnar", "event_writer", "events", "export/root"),
     "iminuit": ("fits/reference",),
-    "matplotlib": ("validation/plot_style", "validation/plots"),
+    "matplotlib": (
+        "validation/plot_style",
+        "validation/plots",
+        "validation/closure_plots",
+        "validation/propagation_plots",
+        "validation/systematic_plots",
+    ),
     "mplhep": ("validation/plot_style",),
     "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),

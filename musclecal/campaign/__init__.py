@@ -11,7 +11,7 @@ from musclecal.campaign.closures import UNCORRECTED
 from musclecal.campaign.uncertainty import BOSONS, UncertaintyStages
 from musclecal.errors import QualityGateError
 from musclecal.export import export_arrays, export_correctionlib
-from musclecal.records import MassFits
+from musclecal.records import MassFits, ScaleCalibration
 from musclecal.samples import Progress
 from musclecal.tasks import Task, package_version
 
@@ -97,9 +97,10 @@ class Campaign(UncertaintyStages):
             failed.append(f"events fraction {events:.4f} < {gates.events_fraction:g}")
         return failed
 
-    def check_gates(self, closures: Iterable[str]) -> None:
+    def check_gates(self, closures: Iterable[str], calibration: ScaleCalibration | None = None) -> None:
         """Raise `QualityGateError` where a result is worse than the campaign file allows."""
-        gates, calibration = self.config.gates, self.calibration()
+        gates = self.config.gates
+        calibration = calibration or self.calibration()
         failed = self._fraction_failures(calibration.converged_fraction, calibration.events_fraction)
         if calibration.p_value < gates.fit_p_value:
             failed.append(f"fit of A, e, M: p-value {calibration.p_value:.2g} < {gates.fit_p_value:g}")

@@ -37,11 +37,22 @@ class CalibrationStages(Inputs):
     # Histograms
 
     def _scale_task(self, passes: int) -> tuple[Task, ...]:
-        """The calibration that muons of pass ``passes`` are corrected with."""
-        return () if passes == 0 else (self.extract_task(passes - 1),)
+        """The calibration that muons of pass ``passes`` are corrected with: after the last pass, the final one."""
+        if passes == 0:
+            return ()
+        return (self.calibration_task if passes > self.last_pass else self.extract_task(passes - 1),)
 
     def _scale(self, passes: int) -> ScaleCalibration | None:
-        return None if passes == 0 else load(self.extract_task(passes - 1).output, ScaleCalibration)
+        return None if passes == 0 else load(self._scale_task(passes)[0].output, ScaleCalibration)
+
+    @property
+    def calibration_task(self) -> Task:
+        """The task that makes the final calibration."""
+        return self.extract_task(self.last_pass)
+
+    def calibration(self) -> ScaleCalibration:
+        """The final calibration, once its task is done."""
+        return load(self.calibration_task.output, ScaleCalibration)
 
     def _corrections(self, passes: int) -> tuple[Correction, ...]:
         return self.corrections_of(self._scale(passes))
@@ -179,15 +190,6 @@ class CalibrationStages(Inputs):
     def _extract(self, passes: int) -> None:
         fits = load(self.fit_task(self.calibrated, passes).output, MassFits)
         save(self.extract_task(passes).output, scale_calibration(fits, self._scale(passes)))
-
-    @property
-    def calibration_task(self) -> Task:
-        """The task that makes the final calibration."""
-        return self.extract_task(self.last_pass)
-
-    def calibration(self) -> ScaleCalibration:
-        """The final calibration, once its task is done."""
-        return load(self.calibration_task.output, ScaleCalibration)
 
     def mass_fits(self, resonance: str, passes: int) -> MassFits:
         """Mass fits, once their task is done."""

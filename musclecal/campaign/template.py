@@ -13,12 +13,14 @@ from musclecal.campaign.calibration import CalibrationStages
 from musclecal.errors import InputError
 from musclecal.fits.contribution import ALL_EVENTS, half_of
 from musclecal.fits.reweight import SpectrumWeights
-from musclecal.fits.scale_information import scale_information, solve_eta_bins
+from musclecal.fits.scale_fit import PARAMETERS
+from musclecal.fits.scale_information import scale_information, solve_eta_bins, template_calibration
 from musclecal.fits.template_background import expected_purity
 from musclecal.fits.template_closure import BinInformation, bin_information, log_derivatives
 from musclecal.fits.templates import fill_templates
 from musclecal.records import (
     DimuonEvents,
+    ScaleCalibration,
     ScaleParameters,
     ScaleWithCovariance,
     TemplateFit,
@@ -70,8 +72,8 @@ class TemplateStages(CalibrationStages):
         """Template histogram of the simulation, or of a half of it."""
         if not self.config.samples_of(resonance, "simulation"):
             raise InputError(
-                f"samples: the resonance {resonance} has no simulation for the template fit: add a sample of kind "
-                '"simulation", or use the scalar engine with reference = "fast"'
+                f"samples: the resonance {resonance} has data but no simulation: "
+                'add a sample of kind "simulation", or reference = "fast" to the data sample'
             )
         files, tasks = self._inputs(resonance, "simulation")
         reweighted = self.config.settings(resonance).reweight
@@ -191,6 +193,31 @@ class TemplateStages(CalibrationStages):
             purity=purity,
             own_width=self.config.settings(resonance).template.widths == "bin",
         )
+
+    # Extraction
+
+    @property
+    def calibration_task(self) -> Task:
+        """The task that makes the final calibration, by the engine of the campaign file."""
+        return self.extraction_task(self.config.campaign.engine)
+
+    def extraction_task(self, engine: str) -> Task:
+        """A, e, M by mass fits, or by one template fit of all cells."""
+        if engine == "mass-fits":
+            return self.extract_task(self.last_pass)
+        fit = self.template_task(self.calibrated, Applied("uncorrected"), PARAMETERS)
+        output = self.output / "extract" / "calibration_template.h5"
+        run = partial(self._extract_from_templates, fit, output)
+        return Task("extract/calibration_template", "extract", output, run, {}, (), (fit,))
+
+    def calibration(self, engine: str | None = None) -> ScaleCalibration:
+        """The final calibration, or that of an engine, once its task is done."""
+        return load(self.extraction_task(engine or self.config.campaign.engine).output, ScaleCalibration)
+
+    def _extract_from_templates(self, fit: Task, output: Path) -> None:
+        data, simulation = self.template_histograms(self.calibrated, fit)
+        bins = self._bin_information(self.calibrated, DataAndSimulation(data, simulation))
+        save(output, template_calibration(self.template_fit(fit), bins))
 
     @staticmethod
     def corrections_at(applied: Applied, fit: TemplateFit) -> tuple[Correction, ...]:
