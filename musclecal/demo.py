@@ -27,6 +27,9 @@ eta_max = 2.4
 [resonances.Jpsi]
 pt_edges = [4.0, 4.9, 6.4, 9.5, 40.0]
 
+[propagation]
+draws = 3_000_000           # enough where the calibration is fixed in the mass fit; ten million for fits with nuisances
+
 [samples.jpsi_data]
 resonance = "Jpsi"
 kind = "data"

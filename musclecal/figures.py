@@ -8,7 +8,14 @@ from musclecal.campaign import Campaign
 from musclecal.errors import InputError
 from musclecal.fits.mass_fits import signal_model
 from musclecal.records import MassFits
-from musclecal.validation import closure_plots, plots
+from musclecal.validation import (
+    closure_plots,
+    plots,
+    propagation_plots,
+    resolution_plots,
+    systematic_plots,
+)
+from musclecal.validation.systematics import expected_factors
 
 __all__ = ["draw_mass_fit", "write_figures"]
 
@@ -65,6 +72,45 @@ def _draw_template_closure(campaign: Campaign, name: str, folder: Path) -> None:
     closure_plots.plot_splits(campaign.splits(name), folder / f"splits_{name}.png")
 
 
+def write_uncertainty_figures(campaign: Campaign, folder: Path) -> None:
+    """Figures of the resolution, the scaled systematic and the propagation, as far as the campaign has them."""
+    if campaign.resolution_resonances:
+        found = campaign.resolution()
+        resolution_plots.plot_resolution(found.simulation, found.data, folder / "resolution.png")
+        pairs = [
+            (campaign.width_closure(name, smeared=False), campaign.width_closure(name))
+            for name in campaign.width_closures
+        ]
+        resolution_plots.plot_width_closure(pairs, folder / "widths.png")
+    if not campaign.systematic_closures:
+        return
+    calibration, systematic = campaign.calibration(), campaign.systematic()
+    closures = [campaign.closure(name) for name in campaign.systematic_closures]
+    p_values = {f"{c.resonance}: A and M": c.p_value for c in closures}
+    for closure in closures:
+        name = closure.resonance
+        systematic_plots.plot_scaled_closure(
+            closure, calibration, systematic, folder / f"closure_scaled_{name}.png"
+        )
+        systematic_plots.plot_residual_pulls(closure, folder / f"closure_pulls_{name}.png")
+        if closure.engine == "template":
+            p_values |= {f"{name}: {test.name}": test.p_value for test in campaign.splits(name).tests}
+    systematic_plots.plot_p_values(p_values, folder / "p_values.png")
+    factor = systematic.factor(systematic.quoted)
+    used = (
+        closures
+        if systematic.quoted == "joint"
+        else [c for c in closures if c.resonance == systematic.quoted]
+    )
+    systematic_plots.plot_s_toys(
+        factor,
+        expected_factors(calibration, used),
+        folder / "s_toys.png",
+        expected_factors(calibration, used, factor.s),
+    )
+    propagation_plots.plot_mass_impacts(list(campaign.impacts()), folder / "mass_impacts.png")
+
+
 def write_figures(campaign: Campaign, folder: Path) -> None:
     """All figures of a finished campaign."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,3 +138,4 @@ def write_figures(campaign: Campaign, folder: Path) -> None:
             calibration, spectrum, closures[:3], folder / "overview.png", truth, before=before,
             title=f"{campaign.config.resonance(campaign.calibrated).label}: masses in {len(fits.bins)} 4D bins",
         )  # fmt: skip
+    write_uncertainty_figures(campaign, folder)

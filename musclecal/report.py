@@ -21,7 +21,9 @@ from musclecal.scale import relative_correction
 from musclecal.selection import format_cut_flow
 from musclecal.store import load
 from musclecal.tasks import Task, write_text
+from musclecal.uncertainty_report import resolution_text, systematic_text
 from musclecal.validation.closure import mean_residual
+from musclecal.validation.propagation import impacts_table
 
 __all__ = [
     "bins_text",
@@ -300,6 +302,13 @@ def summary(campaign: Campaign) -> str:
             parts += [inclusive_text(campaign, name), cut_flow_text(campaign, name, campaign.last_pass + 1)]
         else:
             parts.append(splits_text(campaign.splits(name)))
+    if campaign.resolution_resonances:
+        parts.append(resolution_text(campaign))
+    if campaign.systematic_closures:
+        parts += [
+            systematic_text(campaign.systematic(), campaign.nuisances()),
+            "uncertainties of m_W and m_Z in MeV:\n" + impacts_table(*campaign.impacts()),
+        ]
     parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")
     return "\n\n".join(parts) + "\n"
 
@@ -311,6 +320,10 @@ def report_task(campaign: Campaign) -> Task:
         after += [campaign.closure_task(name), campaign.closure_task(name, corrected=False)]
         if campaign.engine_of(name) == "template":
             after.append(campaign.splits_task(name))
+    if campaign.resolution_resonances:
+        after += campaign.tasks("resolution")
+    if campaign.systematic_closures:
+        after += (*campaign.tasks("systematics"), *campaign.tasks("propagate"))
     output = campaign.output / "report.txt"
     run = partial(_write_report, campaign, output)
     return Task("report", "report", output, run, {}, campaign.truth_files(), tuple(after))
