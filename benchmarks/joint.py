@@ -39,38 +39,34 @@ from musclecal.validation.joint_table import expected_error, joint_text
 
 PTS = (6.0, 20.0, 40.0)
 
-# asymmetry edges, edges of the mean pT, pT of the muons, mass window, mass bins, step of ln k, background of the data
-AXES: dict[
-    str,
-    tuple[tuple[float, ...], tuple[float, ...], tuple[float, float], tuple[float, float], int, float, float],
-]
-AXES = {
-    "Jpsi": (
-        (-1.0, -0.35, -0.15, 0.0, 0.15, 0.35, 1.0), (4.0, 5.2, 6.2, 7.5, 10.0, 60.0), (4.0, 50.0),
-        (2.85, 3.25), 40, 0.006, 0.15,
-    ),
-    "Y1S": (
-        (-1.0, -0.35, -0.15, 0.0, 0.15, 0.35, 1.0), (4.0, 5.4, 6.6, 9.0, 60.0), (4.0, 50.0),
-        (8.9, 9.8), 45, 0.006, 0.3,
-    ),
-    "Z": ((-1.0, -0.2, -0.1, 0.0, 0.1, 0.2, 1.0), (10.0, 200.0), (25.0, 100.0), (75.0, 107.0), 32, 0.01, 0.0),
-}  # fmt: skip
+BACKGROUND = {"Jpsi": 0.15, "Y1S": 0.3, "Z": 0.0}
+"""Share of the data, by resonance."""
+
+MUON_PT = {"Jpsi": (4.0, 50.0), "Y1S": (4.0, 50.0), "Z": (25.0, 100.0)}
+"""GeV."""
 
 
-def axes_of(name: str, eta_edges: tuple[float, ...]) -> tuple[TemplateBinning, float, float]:
-    """Axes, step of ln k and background of the data."""
-    asymmetry, pt, muon_pt, window, bins, step, background = AXES[name]
-    mass = resonance(name).line.mass
-    return TemplateBinning(eta_edges, asymmetry, pt, muon_pt, window, bins, mass), step, background
+def axes_of(name: str, eta_edges: tuple[float, ...]) -> TemplateBinning:
+    """The default axes of the template fit of a resonance."""
+    r = resonance(name)
+    return TemplateBinning(
+        eta_edges=eta_edges,
+        asymmetry_edges=r.template.asymmetry_edges,
+        pt_edges=r.template.pt_edges,
+        muon_pt=MUON_PT[name],
+        mass_window=r.mass_window,
+        mass_bins=r.template.mass_bins,
+        mass_reference=r.line.mass,
+    )
 
 
 def settings_of(name: str, truth: ScaleParameters | None, background: float) -> SimulationSettings:
     """Acceptance wider than the analysis; wider still in the mass for simulation."""
-    _, _, (low, high), window, *_ = AXES[name]
+    (low, high), window = MUON_PT[name], resonance(name).mass_window
     beyond = 0.05 if truth is None else 0.03
     return SimulationSettings(
         resonance(name),
-        (0.94 * low, 1.06 * high),
+        (0.93 * low, 1.06 * high),
         (-2.4, 2.4),
         ((1.0 - beyond) * window[0], (1.0 + beyond) * window[1]),
         truth=truth,
@@ -96,7 +92,8 @@ def information(
     name: str, truth: ScaleParameters, applied: ScaleParameters, signal: float, ratio: float, seed: int
 ) -> ScaleInformation:
     """What ``signal`` events of a resonance say, in the window and the binning."""
-    axes, step, background = axes_of(name, tuple(truth.eta_edges.tolist()))
+    axes, background = axes_of(name, tuple(truth.eta_edges.tolist())), BACKGROUND[name]
+    step = resonance(name).template.step
     simulated_settings, settings = settings_of(name, None, 0.0), settings_of(name, truth, background)
     pilot = 200_000
     per_pair = fill_templates(simulate(simulated_settings, pilot, seed=999), axes, step=step).n_events / pilot
@@ -148,7 +145,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Contribution]:
     off = random_truth(rng, edges, 0.1)
     applied = ScaleParameters(truth.eta_edges, truth.A + off.A, truth.e + off.e, truth.M + off.M)
     contributions: dict[str, Contribution] = {}
-    for n, name in enumerate(AXES):
+    for n, name in enumerate(BACKGROUND):
         start = time.perf_counter()
         said = information(name, truth, applied, options.sample, options.ratio, 10 * seed + n)
         # The simulation has the masses that are assumed: no uncertainty when comparing with its truth.

@@ -6,8 +6,8 @@ applied (their product is of second order in small numbers). About the point :ma
 
 .. math:: \chi^2(\beta) = \chi^2_0 - 2\,v^T(\beta - \beta_0) + (\beta - \beta_0)^T F\,(\beta - \beta_0) .
 
-F may be singular: a resonance need not fix everything, and nothing here inverts F. The widths of a resonance are its
-own and eliminated exactly,
+F may be singular: a resonance need not fix everything, and nothing here inverts F. Noise of the derivatives of a
+template fit is taken out of F and v (`undiluted`). The widths of a resonance are its own and eliminated exactly,
 
 .. math:: F = F_{\beta\beta} - F_{\beta w} F_{ww}^{+} F_{w\beta}, \qquad v = v_\beta - F_{\beta w} F_{ww}^{+} v_w .
 """

@@ -15,6 +15,7 @@ from musclecal.fits.contribution import (
     of_information,
 )
 from musclecal.fits.normal_equations import seen_directions
+from musclecal.fits.scale_information import eta_design, solve_information
 from musclecal.records import DimuonEvents, Floats, Muons, ScaleCalibration, ScaleInformation, ScaleParameters
 from musclecal.selection import Cuts, select
 
@@ -77,6 +78,24 @@ class TestInformation:
         for _ in range(5):
             correction = rng.normal(size=6)
             assert chi2(made, correction) == pytest.approx(smallest(correction) - zero, rel=1e-10)
+
+    def test_noise_of_the_derivatives_is_no_information(self) -> None:
+        """One sample says what the template fit itself makes of it: x = (F - N)^-1 v, covariance with F inside."""
+        said = information()
+        rows = 0.02 * np.random.default_rng(5).normal(size=(8, 60))
+        noise = rows @ rows.T
+        said = replace(said, noise=noise)
+        made = of_information(said, None)
+        back = np.linalg.inv(said.normal - noise)
+        scale = [0, 1, 2, 4, 5, 6]
+        np.testing.assert_allclose(
+            np.linalg.solve(made.normal, made.vector), (back @ said.vector)[scale], rtol=1e-9
+        )
+        covariance = (back @ said.normal @ back)[np.ix_(scale, scale)]
+        np.testing.assert_allclose(np.linalg.inv(made.normal), covariance, rtol=1e-9, atol=1e-12)
+        fit = solve_information(said, eta_design(said, ("A", "e", "M", "width"))).only(scale)
+        np.testing.assert_allclose(fit.values, (back @ said.vector)[scale], rtol=1e-9)
+        np.testing.assert_allclose(fit.covariance, covariance, rtol=1e-9, atol=1e-12)
 
     def test_a_width_that_nothing_measures_is_no_obstacle(self) -> None:
         said = information()
