@@ -45,6 +45,8 @@ def plot_resolution(
         for n, style in ((int(np.argmin(middles)), "-"), (int(np.argmax(middles)), "--")):
             _draw_against_pt(left, simulation, data, n, style)
         left.set_xscale("log")
+        left.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+        left.xaxis.set_minor_formatter("")
         left.set_xlabel(r"$p_T$  [GeV]")
         left.set_ylabel(r"$\sigma_k/k$  [%]")
         left.set_ylim(0.0, None)
