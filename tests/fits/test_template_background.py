@@ -60,6 +60,14 @@ def test_a_known_background_is_found(slope: float) -> None:
     np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
 
 
+@pytest.mark.parametrize("curvature", [-0.35, -0.1, 0.2])
+def test_a_curved_background_is_found(curvature: float) -> None:
+    """As a cut on the muons' pT makes it, in bins of pT scaled by the mass."""
+    share = np.full(AXES.n_bins, 0.3)
+    data, pure = with_background(signal(), np.exp(0.4 * Z + curvature * Z**2), share)
+    np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
 def test_it_may_differ_between_groups() -> None:
     """pT bins with a background of their own."""
     share = np.where(AXES.unravel(np.arange(AXES.n_bins))[3] == 0, 0.3, 0.05)
