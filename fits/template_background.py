@@ -24,6 +24,8 @@ _STEPS = 25
 _SHAPE_PRIORS = (1.0, 0.5)
 """Expected sizes of slope and curvature: change of ln(background) by z and z^2 at the ends of the window."""
 _LEAST_PURITY = 1e-3
+"""Cells with less are not used (purity 0): with next to no signal on both sides there is nothing to compare, and a
+purity that is not that of the cell moves A."""
 
 
 def _groups(histogram: TemplateHistogram) -> tuple[Ints, int]:
@@ -44,7 +46,7 @@ def _summed(group: Ints, n_group: int, table: Floats) -> Floats:
 
 
 def expected_purity(data: TemplateHistogram, simulation: TemplateHistogram) -> Floats:
-    """(n_bin of the data, n_mass) expected share of the signal in the data.
+    """(n_bin of the data, n_mass) expected share of the signal in the data; 0 where there is too little to be used.
 
     In each group n = rho (N + x dN/dx + v dN/dv) + exp(b0 + b1 z + b2 z^2), z from -1 to 1 over the mass window,
     by weighted least squares repeated: x a common correction of both muons, v a width, so that neither is taken for
@@ -116,4 +118,4 @@ def _fitted_purity(n: Floats, signal: Floats) -> Floats:
     # Without the two derivatives: small by now, and noisy in the tails, where they could leave no signal at all.
     peak = np.maximum(size[:, :1], 0.0) * unit[:, :, 0]
     purity = peak / (peak + np.maximum(background, 1e-12))
-    return np.where(used[:, None], np.clip(purity, _LEAST_PURITY, 1.0), 1.0)
+    return np.where(used[:, None], np.where(purity < _LEAST_PURITY, 0.0, purity), 1.0)
