@@ -126,15 +126,22 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
 
 @kernel
 def _yield_ratio(data: Floats, simulation: Floats, purity: Floats) -> float:
-    """rho with sum(n - p (n + N)) = 0, p = rho/(rho + f): Newton in ln rho, on a function that only falls."""
+    """rho with sum(n - p (n + N)) = 0, p = rho/(rho + f): Newton in ln rho, on a function that only falls.
+
+    Over the cells that are used, those with f > 0.
+    """
     ratio = data.sum() / simulation.sum() * purity.mean()
     for _ in range(50):
         excess = slope = 0.0
         for m in range(data.size):
+            if not purity[m] > 0.0:
+                continue
             pooled = data[m] + simulation[m]
             p = ratio / (ratio + purity[m])
             excess += data[m] - p * pooled
             slope += pooled * p * (1.0 - p)
+        if not slope > 0.0:
+            break
         step = min(max(excess / slope, -1.0), 1.0)
         ratio *= np.exp(step)
         if abs(step) < 1e-12:
@@ -189,13 +196,18 @@ def _linearise(
     n_mass, n_shift = derivatives.shape
     last = first_shift + 2 * n_shift
     ratio = _yield_ratio(data, simulation, purity)
-    all_events = data.sum() + simulation.sum()
-    finite = max(all_events - 1.0, 0.0) / all_events
+    all_events = 0.0
+    for m in range(n_mass):
+        if purity[m] > 0.0:
+            all_events += data[m] + simulation[m]
+    finite = max(all_events - 1.0, 0.0) / max(all_events, 1.0)
     n_row = 0
     work[:, :] = 0.0
     weight[:] = 0.0
     for m in range(n_mass):
         pooled, f = data[m] + simulation[m], purity[m]
+        if not (pooled > 0.0 and f > 0.0):
+            continue
         p = ratio / (ratio + f)
         variance = pooled * p * (1.0 - p)
         if not variance > 0.0:
@@ -349,8 +361,8 @@ def bin_information(
     ----------
     data, simulation : same axes; with phi sectors the derivatives are those of all sectors together.
     purity : (n_bin of the data, n_mass) expected share of signal in the data
-        (`musclecal.fits.template_background`); amount and slope of the background are free in every bin.
-        None: there is no background.
+        (`musclecal.fits.template_background`); amount and slope of the background are free in every bin. Cells with
+        purity 0 are not used. None: there is no background.
     own_width : every 4D bin has a width of its own, instead of a width per eta bin.
     slope_prior : relative change of the background from the middle to the end of the window, one sigma.
 

@@ -7,7 +7,9 @@ import pytest
 
 from musclecal.binning import TemplateBinning, equal_eta_edges
 from musclecal.errors import InputError
+from musclecal.fits.scale_information import eta_design, scale_information, solve_information
 from musclecal.fits.template_background import expected_purity
+from musclecal.fits.template_closure import bin_information, log_derivatives
 from musclecal.records import Floats, TemplateHistogram
 
 RNG = np.random.default_rng(74)
@@ -58,6 +60,26 @@ def test_a_known_background_is_found(slope: float) -> None:
     share = np.full(AXES.n_bins, 0.15)
     data, pure = with_background(signal(), np.exp(slope * Z), share)
     np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
+@pytest.mark.parametrize("curvature", [-0.35, -0.1, 0.2])
+def test_a_curved_background_is_found(curvature: float) -> None:
+    """As a cut on the muons' pT makes it, in bins of pT scaled by the mass."""
+    share = np.full(AXES.n_bins, 0.3)
+    data, pure = with_background(signal(), np.exp(0.4 * Z + curvature * Z**2), share)
+    np.testing.assert_allclose(expected_purity(data, simulation()), pure, atol=3e-3)
+
+
+def test_a_curved_background_does_not_move_the_scale() -> None:
+    """The peak has a tail on one side, so a purity that is wrong at both ends is not symmetric to it."""
+    share = np.full(AXES.n_bins, 0.3)
+    data, _ = with_background(signal(), np.exp(0.4 * Z - 0.2 * Z**2), share)
+    simulated = simulation()
+    purity = expected_purity(data, simulated)
+    bins = bin_information(data, simulated, log_derivatives(data, simulated), purity=purity)
+    information = scale_information(bins, "Jpsi")
+    solution = solve_information(information, eta_design(information, ("A", "width")))
+    np.testing.assert_allclose(solution.values[::2], 0.0, atol=2e-6)
 
 
 def test_it_may_differ_between_groups() -> None:
