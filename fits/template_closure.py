@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate
 
 from musclecal.binning import TemplateBinning
 from musclecal.compiled import in_order, kernel
@@ -62,14 +61,13 @@ class LogDerivatives:
     noise: Floats
 
 
-def _smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
-    """(2 n + 1, 2 n + 1) weights of neighbouring (eta+, eta-) cells."""
-    width = float(np.median(np.diff(eta_edges)))
-    n = min(int(np.ceil(2.5 * along / width)), len(eta_edges))
-    d = np.arange(-n, n + 1) * width
-    mean, half = 0.5 * (d[:, None] + d[None, :]), 0.5 * (d[:, None] - d[None, :])
-    weights = np.exp(-0.5 * (mean / along) ** 2 - 0.5 * (half / across) ** 2)
-    return np.asarray(weights / weights.sum())
+def _smoothing_matrix(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
+    """(n_eta^2, n_eta^2) weights of (eta+, eta-) cells in the sum for each of them."""
+    middles = 0.5 * (np.array(eta_edges[1:]) + np.array(eta_edges[:-1]))
+    plus, minus = (axis.ravel() for axis in np.meshgrid(middles, middles, indexing="ij"))
+    mean, half = 0.5 * (plus + minus), 0.5 * (plus - minus)
+    distance = (np.subtract.outer(mean, mean) / along) ** 2 + (np.subtract.outer(half, half) / across) ** 2
+    return np.asarray(np.exp(-0.5 * distance))
 
 
 def _event_weight(histogram: TemplateHistogram) -> Floats:
@@ -100,20 +98,20 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
         raise InputError("template fit: a histogram without derivatives")
     bins = np.union1d(data.bins, simulation.bins)
     n_eta, n_mass = binning.n_eta, binning.mass_bins
-    grid = (n_eta, n_eta, binning.n_bins // n_eta**2, n_mass)
+    per_eta_cell = (n_eta**2, binning.n_bins // n_eta**2 * n_mass)
 
     def smoothed(of_data: Floats, of_simulation: Floats, weights: Floats) -> Floats:
         dense = np.zeros((binning.n_bins, n_mass))
         dense[data.bins] = _in_events(data, of_data)
         dense[simulation.bins] += _in_events(simulation, of_simulation)
-        return np.asarray(correlate(dense.reshape(grid), weights, mode="constant")).reshape(-1, n_mass)[bins]
+        return np.asarray((weights @ dense.reshape(per_eta_cell)).reshape(-1, n_mass)[bins])
 
     halves = [
         h.derivatives / 2.0 if h.half_derivatives is None else h.half_derivatives for h in (data, simulation)
     ]
     table, noise = (np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS))) for _ in range(2))
     for name, lengths in _SMOOTHING.items():
-        weights = _smoothing_kernel(binning.eta_edges, *lengths)[:, :, None, None]
+        weights = _smoothing_matrix(binning.eta_edges, *lengths)
         counts = smoothed(data.counts, simulation.counts, weights)
         occupied = counts > 1e-6
         for p in (MUON_SHIFTS.index(name), len(MUON_SHIFTS) + MUON_SHIFTS.index(name)):
