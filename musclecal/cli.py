@@ -264,6 +264,74 @@ def closure(
 
 
 @main.command()
+@click.option("--resonance", "name", default="Z", show_default=True, help="What it is derived from.")
+@click.option(
+    "--in",
+    "where",
+    type=click.Choice(["phi", "sectors", "runs"]),
+    required=True,
+    help="Waves in phi, phi sectors, or the run ranges of closure.run_edges.",
+)
+@click.option("--harmonics", help="Waves for --in phi, as 1,2. [default: closure.harmonics]")
+@click.option("--uncorrected", is_flag=True, help="On top of the data as they are.")
+@click.option(
+    "--calibration", "given", type=click.Path(path_type=Path), help="On top of this correction instead."
+)
+@_campaign_option
+@_json_option
+@_force_option
+@_explained
+def refine(
+    name: str,
+    where: str,
+    harmonics: str | None,
+    uncorrected: bool,
+    given: Path | None,
+    path: Path,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Derive A and M (1/GeV) per eta bin in phi or in run ranges, on top of the calibration.
+
+    The split tests are repeated after it. The resonance is no independent closure afterwards.
+    """
+    from musclecal.campaign import UNCORRECTED
+    from musclecal.resonances import resonance
+    from musclecal.validation.refinement_table import refinement_table, refinement_text
+
+    campaign, progress = _open(path)
+    resonance(name)
+    if uncorrected and given is not None:
+        raise InputError("--uncorrected and --calibration exclude each other")
+    refining = campaign.refining(where, None if harmonics is None else _harmonics(harmonics))
+    applied = (
+        UNCORRECTED if uncorrected
+        else campaign.calibrated_muons() if given is None
+        else campaign.given_correction(given)
+    )  # fmt: skip
+    refined = campaign.refined_muons(name, refining, applied)
+    task = campaign.refine_task(name, refining, applied)
+    splits = [campaign.splits_task(name, applied=muons) for muons in (applied, refined)]
+    _run(progress, [task], force)
+    _run(progress, splits, False)
+    result = campaign.refinement(name, refining, applied)
+    before, after = (campaign.splits(name, applied=muons) for muons in (applied, refined))
+    files = [str(task.output.with_suffix(suffix)) for suffix in (".json", ".npz")]
+    if as_json:
+        _echo_json(refinement_table(result, before, after, refining.fitted_tests) | {"files": files})
+    else:
+        click.echo(refinement_text(result, before, after, refining.fitted_tests))
+        click.echo("\n".join(files))
+
+
+def _harmonics(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--harmonics: numbers as 1,2 wanted, got {text!r}") from None
+
+
+@main.command()
 @click.argument("campaign_file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it."

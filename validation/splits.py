@@ -28,9 +28,11 @@ from musclecal.fits.scale_information import (
     eta_design,
     harmonic_design,
     region_design,
+    require_sectors,
     scale_information,
     solve_eta_bins,
     solve_information,
+    width_design,
 )
 from musclecal.fits.template_closure import BinInformation, selected
 from musclecal.records import Floats, ScaleInformation, SplitTest
@@ -47,12 +49,7 @@ def phi_tests(information: ScaleInformation, harmonics: Sequence[int]) -> tuple[
     ------
     InputError : a harmonic that the sectors cannot resolve.
     """
-    for harmonic in harmonics:
-        if 2 * harmonic > information.phi_sectors - 1:
-            raise InputError(
-                f"closure: harmonic {harmonic} needs more than {2 * harmonic} phi sectors, "
-                f"there are {information.phi_sectors}"
-            )
+    require_sectors(information, harmonics)
     return *(harmonic_test(information, h) for h in harmonics), sector_test(information)
 
 
@@ -100,9 +97,9 @@ def sector_test(information: ScaleInformation) -> SplitTest:
 
 def _beside_eta_bins(information: ScaleInformation, extra: Sequence[Design]) -> tuple[Floats, Floats]:
     """Values and covariance of the parameters of ``extra``, fitted beside A, M and width per eta bin."""
-    base = eta_design(information, (*_NAMES, "width"))
-    solution = solve_information(information, base, *extra)
-    tail = solution.only(range(len(base.labels), len(solution.labels)))
+    base = (eta_design(information, _NAMES), width_design(information))
+    solution = solve_information(information, *base, *extra)
+    tail = solution.only(range(sum(len(design.labels) for design in base), len(solution.labels)))
     return tail.values, tail.covariance
 
 

@@ -1,13 +1,15 @@
 """A campaign: which tasks a campaign file asks for, and how each makes its output from those before it.
 
-Folders under the output folder: samples, binning, fill, fit, extract, template, closure, export, figures. Each
-class adds stages to those before it: `inputs`, `calibration`, `closures`, and here the export and the list of all.
+Folders under the output folder: samples, binning, fill, fit, extract, template, closure, refine, export, figures.
+Each class adds stages to those before it: `inputs`, `calibration`, `template`, `closures`, `refinement`, and here the
+export and the list of all.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from musclecal.campaign.closures import UNCORRECTED, ClosureStages
+from musclecal.campaign.closures import UNCORRECTED
+from musclecal.campaign.refinement import RefinementStages
 from musclecal.errors import QualityGateError
 from musclecal.export import export_arrays, export_correctionlib
 from musclecal.records import MassFits
@@ -19,7 +21,7 @@ __all__ = ["STAGES", "UNCORRECTED", "Campaign"]
 STAGES = ("simulate", "fill", "fit", "extract", "closure", "export")
 
 
-class Campaign(ClosureStages):
+class Campaign(RefinementStages):
     """All stages of a campaign file."""
 
     # Export

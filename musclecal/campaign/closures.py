@@ -22,12 +22,13 @@ from musclecal.tasks import Task
 from musclecal.validation.closure import closure_test, template_closure
 from musclecal.validation.splits import half_tests, phi_tests, run_test
 
-__all__ = ["UNCORRECTED", "ClosureStages"]
+__all__ = ["UNCORRECTED", "ClosureStages", "in_runs"]
 
 UNCORRECTED = Applied("uncorrected")
 
 
-def _in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
+def in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
+    """The events with low <= run < high."""
     if events.run is None:
         raise InputError("closure: run_edges are given, but a data file has no run numbers")
     return events.select((events.run >= low) & (events.run < high))
@@ -158,7 +159,7 @@ class ClosureStages(TemplateStages):
         parts, names = [], []
         for low, high in pairwise(edges):
             data = self._filled(
-                resonance, "data", whole.data.binning, corrections, only=partial(_in_runs, low=low, high=high)
+                resonance, "data", whole.data.binning, corrections, only=partial(in_runs, low=low, high=high)
             )
             bins = self._bin_information(resonance, DataAndSimulation(data, whole.simulation), whole)
             parts.append(scale_information(bins, resonance))
