@@ -52,6 +52,11 @@ _campaign_option = click.option(
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
 )
+_target_option = click.option(
+    "--target",
+    type=click.Choice(["data", "simulation"]),
+    help="simulation: correct it to its own generator-level momenta. [default: campaign.target]",
+)
 _force_option = click.option(
     "--force", is_flag=True, help="Redo this stage (run: all stages) even if nothing changed."
 )
@@ -93,11 +98,11 @@ class _Progress:
             click.echo("\r\x1b[2K", err=True, nl=False)
 
 
-def _open(path: Path) -> tuple["Campaign", _Progress]:
+def _open(path: Path, target: str | None = None) -> tuple["Campaign", _Progress]:
     from musclecal.campaign import Campaign
 
     progress = _Progress()
-    campaign = Campaign(path, progress)
+    campaign = Campaign(path, progress, target)
     _ = campaign.config
     return campaign, progress
 
@@ -122,13 +127,14 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
 
     @main.command(name, help=description)
     @_campaign_option
+    @_target_option
     @_json_option
     @_force_option
     @_explained
-    def command(path: Path, as_json: bool, force: bool) -> None:
+    def command(path: Path, target: str | None, as_json: bool, force: bool) -> None:
         from musclecal.report import report_task
 
-        campaign, progress = _open(path)
+        campaign, progress = _open(path, target)
         tasks = (report_task(campaign),) if name == "report" else campaign.tasks(name)
         _run(progress, tasks, force)
         text, table = show(campaign)
@@ -212,6 +218,7 @@ for _name, _description, _show in (
 )
 @click.option("--splits", is_flag=True, help="Also close parts: phi, runs, charge order, pT asymmetry.")
 @_campaign_option
+@_target_option
 @_json_option
 @_force_option
 @_explained
@@ -222,6 +229,7 @@ def closure(
     given: Path | None,
     splits: bool,
     path: Path,
+    target: str | None,
     as_json: bool,
     force: bool,
 ) -> None:
@@ -233,7 +241,7 @@ def closure(
     from musclecal.report import closure_table, closure_text, splits_table, splits_text
     from musclecal.resonances import resonance
 
-    campaign, progress = _open(path)
+    campaign, progress = _open(path, target)
     if name is not None:
         resonance(name)
     if uncorrected and given is not None:

@@ -36,7 +36,8 @@ class Campaign(RefinementStages):
     def _provenance(self) -> dict[str, str]:
         samples = self.config.samples
         used = [name for name, s in samples.items() if s.resonance == self.calibrated]
-        return {
+        target = {"corrects": "simulation, to its own truth"} if self.corrects_simulation else {}
+        return target | {
             "campaign": self.config.campaign.name,
             "musclecal": package_version(),
             "resonance": self.calibrated,

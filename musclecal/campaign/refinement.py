@@ -123,8 +123,9 @@ class RefinementStages(ClosureStages):
         self, applied: Applied, step_of: Callable[[tuple[Correction, ...]], _Refinement]
     ) -> _Refinement:
         """Steps, each on muons corrected with those before, until one changes nothing."""
-        given = applied.corrections()
-        found = step = step_of(given)
+        given: tuple[Correction, ...] = applied.corrections()
+        step = step_of(given)
+        found = step
         while step.last_change > _SMALL_CHANGE and found.passes < _MOST_PASSES:
             step = step_of((*given, partial(refine, refinement=found)))
             found = joined(found, step)
