@@ -5,8 +5,8 @@ of parts of a sample (`musclecal.validation.splits`) finds one, this gives the c
 every eta bin and term are fitted together, widths per eta bin beside them.
 
 ================  ====================================================================================================
-`phi_step`        a few harmonics per eta bin: a movement or deformation of the tracker as a whole; or sectors, for
-                  whatever is local in phi, at the price of n_phi times as many parameters
+`wave_step`       a few harmonics per eta bin: a movement or deformation of the tracker as a whole
+`sector_step`     phi sectors: whatever is local in phi, at the price of n_phi times as many parameters
 `run_step`        run ranges between times at which something is known to have changed
 ================  ====================================================================================================
 
@@ -24,43 +24,66 @@ import numpy as np
 from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.errors import InputError
+from musclecal.fits.phi_waves import wave_designs, wave_information
 from musclecal.fits.scale_information import (
     Design,
     InformationSolution,
-    eta_design,
-    harmonic_design,
     require_sectors,
     sector_design,
     solve_eta_bins,
     solve_information,
     width_design,
 )
+from musclecal.fits.template_closure import BinInformation
 from musclecal.records import Ints, PhiRefinement, RunRefinement, ScaleInformation
 
-__all__ = ["joined", "phi_step", "run_step"]
+__all__ = ["joined", "run_step", "sector_step", "wave_step"]
 
 _NAMES = ("A", "M")
 _Refinement = TypeVar("_Refinement", PhiRefinement, RunRefinement)
 
 
-def phi_step(information: ScaleInformation, harmonics: Sequence[int] = ()) -> PhiRefinement:
-    """A and M still to be applied, per eta bin: constants and ``harmonics``; without harmonics, one per phi sector.
+def sector_step(information: ScaleInformation) -> PhiRefinement:
+    """A and M still to be applied, per eta bin and phi sector.
 
     Raises
     ------
-    InputError : harmonics twice, or too high for the sectors; parameters that the sample does not fix.
+    InputError : parameters that the sample does not fix.
     """
-    if len(set(harmonics)) != len(harmonics):
-        raise InputError(f"harmonics: each one once, got {', '.join(map(str, harmonics))}")
-    require_sectors(information, harmonics)
-    designs, where = _waves(information, harmonics) if harmonics else _sectors(information)
-    found = solve_information(information, *designs, width_design(information)).only(where.ravel().tolist())
-    values = found.values.reshape(where.shape)
+    designs = [sector_design(information, _NAMES), width_design(information)]
+    return _phi_step(information, (), information.phi_sectors, designs)
+
+
+def wave_step(bins: BinInformation, angles: Ints, harmonics: Sequence[int], resonance: str) -> PhiRefinement:
+    """A and M still to be applied, per eta bin: constants and ``harmonics``, from a template fit with phi sectors.
+
+    Parameters
+    ----------
+    angles : counts of the angle between the muons (`musclecal.fits.phi_waves.count_angles`).
+
+    Raises
+    ------
+    InputError : no harmonics, one twice or too high for the sectors; parameters that the sample does not fix.
+    """
+    if not harmonics or len(set(harmonics)) != len(harmonics):
+        raise InputError(f"harmonics: at least one, and each one once, got {list(harmonics)}")
+    require_sectors(bins.binning.phi_sectors, harmonics)
+    information = wave_information(bins, angles, harmonics, resonance)
+    return _phi_step(information, tuple(harmonics), bins.binning.phi_sectors, wave_designs(information))
+
+
+def _phi_step(
+    information: ScaleInformation, harmonics: tuple[int, ...], phi_sectors: int, designs: Sequence[Design]
+) -> PhiRefinement:
+    """A and M of every region, which are the first parameters of ``designs``."""
+    n_eta = len(information.eta_edges) - 1
+    found = solve_information(information, *designs).only(range(2 * n_eta * information.phi_sectors))
+    values = found.values.reshape(n_eta, -1, 2)
     return PhiRefinement(
         resonance=information.resonance,
         eta_edges=information.eta_edges,
-        harmonics=tuple(harmonics),
-        phi_sectors=information.phi_sectors,
+        harmonics=harmonics,
+        phi_sectors=phi_sectors,
         A=values[:, :, 0].copy(),
         M=values[:, :, 1].copy(),
         covariance=found.covariance,
@@ -70,26 +93,6 @@ def phi_step(information: ScaleInformation, harmonics: Sequence[int] = ()) -> Ph
         passes=1,
         last_change=_change(found),
     )
-
-
-def _sectors(information: ScaleInformation) -> tuple[list[Design], Ints]:
-    n_eta, n_phi = len(information.eta_edges) - 1, information.phi_sectors
-    where = np.arange(2 * n_eta * n_phi).reshape(n_eta, n_phi, 2)
-    return [sector_design(information, _NAMES)], where
-
-
-def _waves(information: ScaleInformation, harmonics: Sequence[int]) -> tuple[list[Design], Ints]:
-    """Designs, and the parameter (n_eta, n_term, 2) of each eta bin, term, and of A and M."""
-    n_eta = len(information.eta_edges) - 1
-    designs = [eta_design(information, _NAMES)]
-    where = [np.arange(2 * n_eta).reshape(n_eta, 1, 2)]
-    for harmonic in harmonics:
-        first = sum(len(design.labels) for design in designs)
-        designs += [harmonic_design(information, name, harmonic, per_eta=True) for name in _NAMES]
-        # Of A cos and sin of every eta bin, then the same of M.
-        block = first + np.arange(4 * n_eta).reshape(2, n_eta, 2)
-        where.append(block.transpose(1, 2, 0))
-    return designs, np.concatenate(where, axis=1)
 
 
 def run_step(

@@ -125,13 +125,13 @@ def width_design(information: ScaleInformation) -> Design:
     return Design((), np.zeros((len(information.vector), 0)))
 
 
-def require_sectors(information: ScaleInformation, harmonics: Sequence[int]) -> None:
+def require_sectors(phi_sectors: int, harmonics: Sequence[int]) -> None:
     """Raise `InputError` for a harmonic that the phi sectors cannot resolve."""
     for harmonic in harmonics:
-        if not 0 < 2 * harmonic < information.phi_sectors:
+        if not 0 < 2 * harmonic < phi_sectors:
             raise InputError(
                 f"phi_sectors: harmonic {harmonic} needs more than {2 * harmonic} phi sectors, "
-                f"there are {information.phi_sectors}"
+                f"there are {phi_sectors}"
             )
 
 

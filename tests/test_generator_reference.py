@@ -41,7 +41,7 @@ def test_draws_are_unit_gaussian_and_independent() -> None:
     correlations = np.corrcoef(draws)[np.triu_indices(6, 1)]
     np.testing.assert_allclose(correlations, 0.0, atol=4.5 / np.sqrt(n))
     assert EVENTS.gen_plus is not None
-    measured = (EVENTS.gen_plus.pt / EVENTS.plus.pt - 1.0)
+    measured = EVENTS.gen_plus.pt / EVENTS.plus.pt - 1.0
     assert abs(np.corrcoef(measured, plus[0])[0, 1]) < 4.5 / np.sqrt(n)
 
 

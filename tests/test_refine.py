@@ -66,9 +66,7 @@ def test_sectors() -> None:
     for (before, charge), (after, _) in zip(both(EVENTS), both(out), strict=True):
         i = eta_bin(before)
         s = np.searchsorted(np.linspace(-np.pi, np.pi, 8), before.phi, side="right") - 1
-        np.testing.assert_allclose(
-            after.pt, corrected(before, charge, r.A[i, s], r.M[i, s]), rtol=1e-12
-        )
+        np.testing.assert_allclose(after.pt, corrected(before, charge, r.A[i, s], r.M[i, s]), rtol=1e-12)
 
 
 def test_signs_of_one_muon_of_each_charge() -> None:

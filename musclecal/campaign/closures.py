@@ -6,6 +6,7 @@ from pathlib import Path
 
 from musclecal.campaign.template import Applied, DataAndSimulation, TemplateStages
 from musclecal.errors import InputError
+from musclecal.fits.phi_waves import count_angles, wave_information
 from musclecal.fits.scale_information import scale_information
 from musclecal.given_correction import read_correction
 from musclecal.records import (
@@ -146,7 +147,9 @@ class ClosureStages(TemplateStages):
             load(phi_simulation.output, TemplateHistogram),
         )
         bins = self._bin_information(resonance, in_phi, whole)
-        tests = phi_tests(scale_information(bins, resonance), settings.harmonics)
+        angles = count_angles(self._source(resonance, "data", corrections=corrections), binning)
+        waves = wave_information(bins, angles, settings.harmonics, resonance)
+        tests = phi_tests(scale_information(bins, resonance), settings.harmonics, waves)
         tests += half_tests(self._bin_information(resonance, whole))
         if settings.run_edges:
             tests += (self._run_test(resonance, whole, corrections),)

@@ -15,8 +15,9 @@ from musclecal.campaign.closures import ClosureStages, in_runs
 from musclecal.campaign.template import Applied, DataAndSimulation
 from musclecal.errors import InputError
 from musclecal.export import export_refinement
-from musclecal.fits.refinement import joined, phi_step, run_step
-from musclecal.fits.scale_information import scale_information
+from musclecal.fits.phi_waves import count_angles
+from musclecal.fits.refinement import joined, run_step, sector_step, wave_step
+from musclecal.fits.scale_information import require_sectors, scale_information
 from musclecal.records import PhiRefinement, RunRefinement, ScaleInformation, TemplateHistogram
 from musclecal.refine import refine
 from musclecal.samples import Correction
@@ -74,11 +75,7 @@ class RefinementStages(ClosureStages):
         wanted = closure.harmonics if harmonics is None else harmonics
         if not wanted or len(set(wanted)) != len(wanted):
             raise InputError(f"--harmonics: at least one, and each one once, got {list(wanted)}")
-        for h in wanted:
-            if not 0 < 2 * h < closure.phi_sectors:
-                raise InputError(
-                    f"closure.phi_sectors: harmonic {h} needs more than {2 * h}, there are {closure.phi_sectors}"
-                )
+        require_sectors(closure.phi_sectors, wanted)
         return Refining(where, tuple(sorted(wanted)))
 
     def refine_task(self, resonance: str, refining: Refining, applied: Applied | None = None) -> Task:
@@ -142,13 +139,16 @@ class RefinementStages(ClosureStages):
     def _phi_step(
         self, resonance: str, refining: Refining, corrections: tuple[Correction, ...]
     ) -> PhiRefinement:
-        sectors = self.config.closure.phi_sectors
+        binning = self.config.template_binning(resonance, self.config.closure.phi_sectors)
+        simulation = self.template_simulation_task(resonance, binning.phi_sectors).output
         in_phi = DataAndSimulation(
-            self._filled(resonance, "data", self.config.template_binning(resonance, sectors), corrections),
-            load(self.template_simulation_task(resonance, sectors).output, TemplateHistogram),
+            self._filled(resonance, "data", binning, corrections), load(simulation, TemplateHistogram)
         )
         bins = self._bin_information(resonance, in_phi, self._whole(resonance, corrections))
-        return phi_step(scale_information(bins, resonance), refining.harmonics)
+        if not refining.harmonics:
+            return sector_step(scale_information(bins, resonance))
+        angles = count_angles(self._source(resonance, "data", corrections=corrections), binning)
+        return wave_step(bins, angles, refining.harmonics, resonance)
 
     def _run_step(self, resonance: str, corrections: tuple[Correction, ...]) -> RunRefinement:
         whole = self._whole(resonance, corrections)
