@@ -4,17 +4,18 @@ A 4D bin holds pairs with mu+ in one sector and mu- in another. The average of :
 that over the sector: of pairs with mu- in the neighbour of the opposite sector, mu+ is near the edge on that side. With
 averages over sectors, waves of odd h, of which back-to-back pairs see little anyway, come back as 0.7 to 0.8 of
 themselves from 12 sectors. Here the averages follow from the distribution of :math:`\phi_+ - \phi_-`, the same all
-around the detector:
+around the detector, in classes of eta separation and asymmetry, with which it changes:
 
 .. math:: \langle e^{ih\phi_\pm}\rangle_{s_+ s_-} = e^{ih c_{s_\pm}}\, t^h_\pm(s_- - s_+), \qquad
    c_s \text{ the middle of sector } s .
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from musclecal.binning import TemplateBinning
 from musclecal.errors import InputError
@@ -27,31 +28,71 @@ __all__ = ["common_wave_designs", "count_angles", "wave_averages", "wave_designs
 _ANGLES = 1440
 _POINTS = 48
 """Of the integral over a sector."""
+_SEPARATION = 0.8
+"""Width in eta of the classes of pairs."""
+
+
+def _classes(binning: TemplateBinning, eta_plus: Ints, eta_minus: Ints, asymmetry: Ints) -> Ints:
+    """Number of the class of pairs, from eta bins and bin of the asymmetry."""
+    edges = np.asarray(binning.eta_edges)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    separation = np.abs(middle[eta_plus] - middle[eta_minus])
+    return np.asarray((separation / _SEPARATION).astype(np.int64) * binning.shape[2] + asymmetry)
+
+
+def _n_class(binning: TemplateBinning) -> int:
+    farthest = np.array([0]), np.array([binning.n_eta - 1])
+    return int(_classes(binning, *farthest, np.array([binning.shape[2] - 1]))[0]) + 1
 
 
 def count_angles(chunks: Iterable[DimuonEvents], binning: TemplateBinning) -> Ints:
-    """(1440,) pairs inside the mass window and the pT range, in equal bins of 0 <= phi+ - phi- < 2 pi.
+    """(n_class, 1440) pairs inside the axes, in equal bins of 0 <= phi+ - phi- < 2 pi, by eta separation and asymmetry.
 
     Raises
     ------
     InputError : there are none.
     """
-    counts = np.zeros(_ANGLES, dtype=np.int64)
-    (low, high), (pt_low, pt_high) = binning.mass_window, binning.muon_pt
+    counts = np.zeros((_n_class(binning), _ANGLES), dtype=np.int64)
     for events in chunks:
-        inside = (events.mass >= low) & (events.mass < high)
-        for muons in (events.plus, events.minus):
-            inside &= (muons.pt >= pt_low) & (muons.pt < pt_high)
-        turns = (events.plus.phi - events.minus.phi)[inside] / (2.0 * np.pi)
+        kind = _class_of_events(events, binning)
+        turns = (events.plus.phi - events.minus.phi) / (2.0 * np.pi)
         index = ((turns - np.floor(turns)) * _ANGLES).astype(np.int64) % _ANGLES
-        counts += np.bincount(index, minlength=_ANGLES)
+        inside = kind >= 0
+        counts += np.bincount((kind * _ANGLES + index)[inside], minlength=counts.size).reshape(counts.shape)
     if not counts.any():
         raise InputError("phi waves: no pair inside the mass window and the pT range")
     return counts
 
 
+def _class_of_events(events: DimuonEvents, binning: TemplateBinning) -> Ints:
+    """(n_event,) class of each pair, -1 outside."""
+    (low, high), (pt_low, pt_high) = binning.mass_window, binning.muon_pt
+    p, m = events.plus, events.minus
+    axes = [
+        np.searchsorted(edges, values, side="right") - 1
+        for edges, values in (
+            (binning.eta_edges, p.eta),
+            (binning.eta_edges, m.eta),
+            (binning.asymmetry_edges, (p.pt - m.pt) / (p.pt + m.pt)),
+        )
+    ]
+    sizes = (binning.n_eta, binning.n_eta, binning.shape[2])
+    inside = (events.mass >= low) & (events.mass < high)
+    for pt in (p.pt, m.pt):
+        inside &= (pt >= pt_low) & (pt < pt_high)
+    for axis, size in zip(axes, sizes, strict=True):
+        inside &= (axis >= 0) & (axis < size)
+    known = (np.clip(axis, 0, size - 1) for axis, size in zip(axes, sizes, strict=True))
+    return np.where(inside, _classes(binning, *known), -1)
+
+
 def wave_averages(angles: Ints, n_sectors: int, harmonic: int) -> NDArray[np.complex128]:
-    """(n_sectors, n_sectors, 2) averages of exp(i h phi) of mu+ and mu- over pairs in the sectors (of mu+, of mu-)."""
+    """(n_sectors, n_sectors, 2) averages of exp(i h phi) of mu+ and mu- over pairs in the sectors (of mu+, of mu-).
+
+    Parameters
+    ----------
+    angles : (1440,) counts of phi+ - phi-.
+    """
     width = 2.0 * np.pi / n_sectors
     plus = width * ((np.arange(_POINTS) + 0.5) / _POINTS - 0.5)
     minus = plus[None, :] - 2.0 * np.pi * (np.arange(_ANGLES)[:, None] + 0.5) / _ANGLES
@@ -69,11 +110,17 @@ def wave_averages(angles: Ints, n_sectors: int, harmonic: int) -> NDArray[np.com
     return of_pair * np.stack([np.tile(middle[:, None], n_sectors), np.tile(middle, (n_sectors, 1))], axis=2)
 
 
-def _terms(angles: Ints, n_sectors: int, harmonics: Sequence[int]) -> Floats:
-    """(n_sectors, n_sectors, 2, 1 + 2 n_harmonic) averages of 1, cos(h phi), sin(h phi), ... of mu+ and mu-."""
-    waves = [wave_averages(angles, n_sectors, h) for h in harmonics]
-    columns = [part for wave in waves for part in (wave.real, wave.imag)]
-    return np.stack([np.ones((n_sectors, n_sectors, 2)), *columns], axis=3)
+def _terms(bins: BinInformation, angles: Ints, harmonics: Sequence[int]) -> Floats:
+    """(n_bin, 2, 1 + 2 n_harmonic) averages of 1, cos(h phi), sin(h phi), ... of mu+ and mu- in each 4D bin."""
+    binning, n_phi = bins.binning, bins.binning.phi_sectors
+    plus, minus, asymmetry, _ = binning.unravel(bins.bins)
+    kind = _classes(binning, plus // n_phi, minus // n_phi, asymmetry)
+    terms = np.ones((len(plus), 2, 1 + 2 * len(harmonics)))
+    for n, harmonic in enumerate(harmonics):
+        averages = np.stack([wave_averages(counts, n_phi, harmonic) for counts in angles])
+        wave = averages[kind, plus % n_phi, minus % n_phi]
+        terms[:, :, 1 + 2 * n], terms[:, :, 2 + 2 * n] = wave.real, wave.imag
+    return terms
 
 
 def wave_information(
@@ -85,32 +132,26 @@ def wave_information(
     i and term t is i n_term + t.
     """
     n_phi, n_eta = bins.binning.phi_sectors, bins.binning.n_eta
-    terms = _terms(angles, n_phi, harmonics)
     plus, minus, _, _ = bins.binning.unravel(bins.bins)
-    n_term = terms.shape[3]
-    n = n_eta * n_term * 4
-    normal, noise, vector = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
-    for rows in _of_equal_sectors(plus % n_phi, minus % n_phi, n_phi):
-        f = terms[plus[rows[0]] % n_phi, minus[rows[0]] % n_phi]
-        eta = (plus[rows] // n_phi, minus[rows] // n_phi)
-        for muon, part in enumerate(_PARTS):
-            summed = np.zeros((n_eta, 4))
-            np.add.at(summed, eta[muon], bins.vector[rows, part])
-            vector += np.einsum("xa,t->xta", summed, f[muon]).ravel()
-        normal += _of_terms(bins.normal[rows], eta, f, n_eta)
-        noise += _of_terms(bins.noise[rows], eta, f, n_eta)
+    eta = (plus // n_phi, minus // n_phi)
+    terms = _terms(bins, angles, harmonics)
+    n_term = terms.shape[2]
+    vector = np.zeros((n_eta, n_term, 4))
+    for muon, part in enumerate(_PARTS):
+        for t in range(n_term):
+            np.add.at(vector[:, t], eta[muon], terms[:, muon, t, None] * bins.vector[:, part])
     return ScaleInformation(
         resonance=resonance,
         eta_edges=np.array(bins.binning.eta_edges),
         phi_sectors=n_term,
-        normal=normal,
-        vector=vector,
+        normal=_of_terms(bins.normal, eta, terms, n_eta),
+        vector=vector.ravel(),
         chi2=float(bins.chi2.sum()),
         ndf=round(float(bins.ndf.sum())),
-        mean_k=np.repeat(_mean_curvature(bins, plus // n_phi, minus // n_phi), n_term),
+        mean_k=np.repeat(_mean_curvature(bins, *eta), n_term),
         events_used=float(bins.events.sum()),
         events_selected=bins.events_selected,
-        noise=noise,
+        noise=_of_terms(bins.noise, eta, terms, n_eta),
     )
 
 
@@ -118,26 +159,20 @@ _PARTS = (slice(0, 4), slice(4, 8))
 """Shifts of mu+ and of mu- in the matrices of a 4D bin."""
 
 
-def _of_equal_sectors(plus: Ints, minus: Ints, n_phi: int) -> Iterator[Ints]:
-    """Rows of the 4D bins of each pair of sectors that has any."""
-    pair = plus * n_phi + minus
-    order = np.argsort(pair, kind="stable")
-    borders = np.searchsorted(pair[order], np.arange(n_phi * n_phi + 1))
-    for first, last in pairwise(borders):
-        if last > first:
-            yield order[first:last]
-
-
-def _of_terms(matrices: Floats, eta: tuple[Ints, Ints], f: Floats, n_eta: int) -> Floats:
-    """(4 n_eta n_term, ...) sum of (n_row, 8, 8) matrices of 4D bins with the terms ``f`` (2, n_term)."""
-    n = 4 * n_eta * f.shape[1]
-    total = np.zeros((n, n))
+def _of_terms(matrices: Floats, eta: tuple[Ints, Ints], terms: Floats, n_eta: int) -> Floats:
+    """(4 n_eta n_term, ...) sum over 4D bins of their (8, 8) matrices times the ``terms`` (n_bin, 2, n_term)."""
+    n_bin, n_term = len(matrices), terms.shape[2]
+    total = np.zeros((n_eta, n_term, 4, n_eta, n_term, 4))
     for one, of_one in enumerate(_PARTS):
         for two, of_two in enumerate(_PARTS):
-            summed = np.zeros((n_eta, n_eta, 4, 4))
-            np.add.at(summed, (eta[one], eta[two]), matrices[:, of_one, of_two])
-            total += np.einsum("xyab,s,t->xsaytb", summed, f[one], f[two]).reshape(n, n)
-    return total
+            flat = matrices[:, of_one, of_two].reshape(n_bin, 16)
+            cell = eta[one] * n_eta + eta[two]
+            for s, t in product(range(n_term), repeat=2):
+                weight = terms[:, one, s] * terms[:, two, t]
+                summing = csr_array((weight, (cell, np.arange(n_bin))), shape=(n_eta * n_eta, n_bin))
+                summed = (summing @ flat).reshape(n_eta, n_eta, 4, 4)
+                total[:, s, :, :, t, :] += summed.transpose(0, 2, 1, 3)
+    return np.asarray(total.reshape(4 * n_eta * n_term, -1))
 
 
 def _mean_curvature(bins: BinInformation, plus: Ints, minus: Ints) -> Floats:
