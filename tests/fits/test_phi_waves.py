@@ -1,9 +1,11 @@
 """Averages of waves over pairs of sectors against events, and the sum over 4D bins against a loop."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from musclecal.binning import TemplateBinning, sector_of
 from musclecal.errors import InputError
@@ -24,6 +26,7 @@ AXES = TemplateBinning(
     (-2.4, -0.7, 1.1, 2.4), (-1.0, 0.0, 1.0), (10.0, 90.0), (5.0, 95.0), (60.0, 110.0), 12, 91.0, S
 )
 HARMONICS = (1, 3)
+N_BIN = 300
 
 
 def pairs(n: int) -> DimuonEvents:
@@ -70,13 +73,18 @@ def test_angles_are_counted_inside_the_axes() -> None:
 
 
 def bin_information() -> BinInformation:
-    bins = np.sort(RNG.choice(AXES.n_bins, 500, replace=False))
-    roots = RNG.normal(size=(500, 12, 8))
+    bins = np.sort(RNG.choice(AXES.n_bins, N_BIN, replace=False))
+    roots = RNG.normal(size=(N_BIN, 12, 8))
     normal = np.einsum("brp,brq->bpq", roots, roots)
     return BinInformation(
-        AXES, bins, normal, RNG.normal(size=(500, 8)), RNG.uniform(5.0, 20.0, 500), RNG.uniform(8.0, 14.0, 500),
-        RNG.uniform(1.0, 9.0, 500), 5e3, RNG.uniform(0.01, 0.05, (500, 2)), 0.05 * normal,
+        AXES, bins, normal, RNG.normal(size=(N_BIN, 8)), RNG.uniform(5.0, 20.0, N_BIN), RNG.uniform(8.0, 14.0, N_BIN),
+        RNG.uniform(1.0, 9.0, N_BIN), 5e3, RNG.uniform(0.01, 0.05, (N_BIN, 2)), 0.05 * normal,
     )  # fmt: skip
+
+
+@cache
+def averages_of(kind: int, harmonic: int) -> NDArray[np.complex128]:
+    return wave_averages(ANGLES[kind], S, harmonic)
 
 
 def shifts_of(coefficients: Floats, bins: BinInformation) -> Floats:
@@ -87,7 +95,7 @@ def shifts_of(coefficients: Floats, bins: BinInformation) -> Floats:
         # Middles of the eta bins are -1.55, 0.2, 1.75: separations below 0.8, 1.6, 2.4, 3.2, 4.
         kind = {0: 0, 1: 2, 2: 4}[abs(int(p // S) - int(m // S))]
         kind = 1 if {p // S, m // S} == {1, 2} else kind
-        averages = [wave_averages(ANGLES[2 * kind + a], S, h) for h in HARMONICS]
+        averages = [averages_of(2 * kind + a, h) for h in HARMONICS]
         for muon, region in enumerate((p, m)):
             waves = [average[p % S, m % S, muon] for average in averages]
             terms = np.array([1.0, *(x for w in waves for x in (w.real, w.imag))])
@@ -113,7 +121,7 @@ def test_noiseless_coefficients_come_back() -> None:
     """A, M of every term, widths of the constant term: to rounding, whatever the design names them."""
     coefficients = RNG.normal(size=(3, 5, 4))
     coefficients[:, :, 1] = coefficients[:, 1:, 3] = 0.0
-    bins = replace(bin_information(), noise=np.zeros((500, 8, 8)))
+    bins = replace(bin_information(), noise=np.zeros((N_BIN, 8, 8)))
     vector = np.einsum("bpq,bq->bp", bins.normal, shifts_of(coefficients, bins))
     information = wave_information(replace(bins, vector=vector), ANGLES, HARMONICS, "Z")
     solution = solve_information(information, *wave_designs(information))
