@@ -25,11 +25,13 @@ __all__ = [
     "eta_design",
     "harmonic_design",
     "region_design",
+    "require_sectors",
     "scale_information",
     "sector_design",
     "solve_eta_bins",
     "solve_information",
     "template_calibration",
+    "width_design",
 ]
 
 _N_SHIFT = len(MUON_SHIFTS)
@@ -114,6 +116,24 @@ def eta_design(information: ScaleInformation, names: Sequence[str]) -> Design:
     return Design(
         parameter_labels(names, information.eta_edges.tolist()), blocks.reshape(blocks.shape[0], -1)
     )
+
+
+def width_design(information: ScaleInformation) -> Design:
+    """A width per eta bin; nothing where every 4D bin had a width of its own."""
+    widths = eta_design(information, ("width",))
+    if np.any(information.normal @ widths.matrix):
+        return widths
+    return Design((), np.zeros((len(information.vector), 0)))
+
+
+def require_sectors(phi_sectors: int, harmonics: Sequence[int]) -> None:
+    """Raise `InputError` for a harmonic that the phi sectors cannot resolve."""
+    for harmonic in harmonics:
+        if not 0 < 2 * harmonic < phi_sectors:
+            raise InputError(
+                f"phi_sectors: harmonic {harmonic} needs more than {2 * harmonic} phi sectors, "
+                f"there are {phi_sectors}"
+            )
 
 
 def sector_design(information: ScaleInformation, names: Sequence[str]) -> Design:
@@ -235,10 +255,7 @@ def solve_eta_bins(information: ScaleInformation, parameters: Sequence[str]) -> 
     InputError : parameters that the sample does not fix.
     """
     names = tuple(name for name in PARAMETERS if name in parameters)
-    widths = eta_design(information, ("width",))
-    if not np.any(information.normal @ widths.matrix):
-        widths = Design((), np.zeros((len(information.vector), 0)))
-    solution = solve_information(information, eta_design(information, names), widths)
+    solution = solve_information(information, eta_design(information, names), width_design(information))
     n_scale = (len(information.eta_edges) - 1) * len(names)
     scale = solution.only(range(n_scale))
     return EtaSolution(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.binning import TemplateBinning, bin_of
+from musclecal.binning import TemplateBinning, bin_of, sector_of
 from musclecal.compiled import in_order, kernel
 from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
@@ -55,19 +55,14 @@ def _locate(
     n_region = (eta_edges.size - 1) * phi_sectors
     n_asymmetry, n_pt = asymmetry_edges.size - 1, pt_edges.size - 1
     per_gev = n_mass / (m_high - m_low)
-    per_radian = phi_sectors / (2.0 * math.pi)
     for n in range(pt_plus.size):
         cells[n, :] = -1
         i, j = bin_of(eta_edges, eta_plus[n]), bin_of(eta_edges, eta_minus[n])
         if min(i, j) < 0:
             continue
         if phi_sectors > 1:
-            turned_plus, turned_minus = (
-                (phi_plus[n] + math.pi) * per_radian,
-                (phi_minus[n] + math.pi) * per_radian,
-            )
-            i = i * phi_sectors + min(max(int(turned_plus), 0), phi_sectors - 1)
-            j = j * phi_sectors + min(max(int(turned_minus), 0), phi_sectors - 1)
+            i = i * phi_sectors + sector_of(phi_plus[n], phi_sectors)
+            j = j * phi_sectors + sector_of(phi_minus[n], phi_sectors)
         half_d_eta = math.sinh(0.5 * (eta_plus[n] - eta_minus[n]))
         half_d_phi = math.sin(0.5 * (phi_plus[n] - phi_minus[n]))
         opening = 2.0 * (half_d_eta * half_d_eta + half_d_phi * half_d_phi)

@@ -36,6 +36,14 @@ def bin_of(edges: NDArray[np.float64], x: float) -> int:
     return low
 
 
+@kernel
+def sector_of(phi: float, n_sectors: int) -> int:
+    """Number of the equal sector of -pi <= phi < pi; whole turns do not matter."""
+    turns = phi / (2.0 * math.pi) + 0.5
+    turns -= math.floor(turns)
+    return min(int(turns * n_sectors), n_sectors - 1)
+
+
 def equal_eta_edges(n_bins: int, eta_max: float) -> tuple[float, ...]:
     """Edges of ``n_bins`` equal bins of -eta_max < eta < eta_max, rounded to 12 digits."""
     return tuple(float(x) for x in np.round(np.linspace(-eta_max, eta_max, n_bins + 1), 12))

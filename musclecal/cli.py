@@ -52,6 +52,11 @@ _campaign_option = click.option(
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
 )
+_target_option = click.option(
+    "--target",
+    type=click.Choice(["data", "simulation"]),
+    help="simulation: correct it to its own generator-level momenta. [default: campaign.target]",
+)
 _force_option = click.option(
     "--force", is_flag=True, help="Redo this stage (run: all stages) even if nothing changed."
 )
@@ -93,11 +98,11 @@ class _Progress:
             click.echo("\r\x1b[2K", err=True, nl=False)
 
 
-def _open(path: Path) -> tuple["Campaign", _Progress]:
+def _open(path: Path, target: str | None = None) -> tuple["Campaign", _Progress]:
     from musclecal.campaign import Campaign
 
     progress = _Progress()
-    campaign = Campaign(path, progress)
+    campaign = Campaign(path, progress, target)
     _ = campaign.config
     return campaign, progress
 
@@ -122,13 +127,14 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
 
     @main.command(name, help=description)
     @_campaign_option
+    @_target_option
     @_json_option
     @_force_option
     @_explained
-    def command(path: Path, as_json: bool, force: bool) -> None:
+    def command(path: Path, target: str | None, as_json: bool, force: bool) -> None:
         from musclecal.report import report_task
 
-        campaign, progress = _open(path)
+        campaign, progress = _open(path, target)
         tasks = (report_task(campaign),) if name == "report" else campaign.tasks(name)
         _run(progress, tasks, force)
         text, table = show(campaign)
@@ -274,6 +280,7 @@ def extract(engine: str | None, path: Path, as_json: bool, force: bool) -> None:
 )
 @click.option("--splits", is_flag=True, help="Also close parts: phi, runs, charge order, pT asymmetry.")
 @_campaign_option
+@_target_option
 @_json_option
 @_force_option
 @_explained
@@ -284,6 +291,7 @@ def closure(
     given: Path | None,
     splits: bool,
     path: Path,
+    target: str | None,
     as_json: bool,
     force: bool,
 ) -> None:
@@ -295,7 +303,7 @@ def closure(
     from musclecal.report import closure_table, closure_text, splits_table, splits_text
     from musclecal.resonances import resonance
 
-    campaign, progress = _open(path)
+    campaign, progress = _open(path, target)
     if name is not None:
         resonance(name)
     if uncorrected and given is not None:
@@ -323,6 +331,74 @@ def closure(
                 click.echo(splits_text(parts))
     if applied is None:
         campaign.check_closure_gates(names, engine)
+
+
+@main.command()
+@click.option("--resonance", "name", default="Z", show_default=True, help="What it is derived from.")
+@click.option(
+    "--in",
+    "where",
+    type=click.Choice(["phi", "sectors", "runs"]),
+    required=True,
+    help="Waves in phi, phi sectors, or the run ranges of closure.run_edges.",
+)
+@click.option("--harmonics", help="Waves for --in phi, as 1,2. [default: closure.harmonics]")
+@click.option("--uncorrected", is_flag=True, help="On top of the data as they are.")
+@click.option(
+    "--calibration", "given", type=click.Path(path_type=Path), help="On top of this correction instead."
+)
+@_campaign_option
+@_json_option
+@_force_option
+@_explained
+def refine(
+    name: str,
+    where: str,
+    harmonics: str | None,
+    uncorrected: bool,
+    given: Path | None,
+    path: Path,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Derive A and M (1/GeV) per eta bin in phi or in run ranges, on top of the calibration.
+
+    The split tests are repeated after it. The resonance is no independent closure afterwards.
+    """
+    from musclecal.campaign import UNCORRECTED
+    from musclecal.resonances import resonance
+    from musclecal.validation.refinement_table import refinement_table, refinement_text
+
+    campaign, progress = _open(path)
+    resonance(name)
+    if uncorrected and given is not None:
+        raise InputError("--uncorrected and --calibration exclude each other")
+    refining = campaign.refining(where, None if harmonics is None else _harmonics(harmonics))
+    applied = (
+        UNCORRECTED if uncorrected
+        else campaign.calibrated_muons() if given is None
+        else campaign.given_correction(given)
+    )  # fmt: skip
+    refined = campaign.refined_muons(name, refining, applied)
+    task = campaign.refine_task(name, refining, applied)
+    splits = [campaign.splits_task(name, applied=muons) for muons in (applied, refined)]
+    _run(progress, [task], force)
+    _run(progress, splits, False)
+    result = campaign.refinement(name, refining, applied)
+    before, after = (campaign.splits(name, applied=muons) for muons in (applied, refined))
+    files = [str(task.output.with_suffix(suffix)) for suffix in (".json", ".npz")]
+    if as_json:
+        _echo_json(refinement_table(result, before, after, refining.fitted_tests) | {"files": files})
+    else:
+        click.echo(refinement_text(result, before, after, refining.fitted_tests))
+        click.echo("\n".join(files))
+
+
+def _harmonics(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--harmonics: numbers as 1,2 wanted, got {text!r}") from None
 
 
 @main.command()

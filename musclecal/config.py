@@ -50,6 +50,8 @@ class CampaignSection(_Table):
     engine: Literal["mass-fits", "template"] = "mass-fits"
     """How A, e, M are extracted."""
     chunk_events: Annotated[int, Field(ge=1000)] = 500_000
+    target: Literal["data", "simulation"] = "data"
+    """What is corrected: data to simulation, or the simulation to its own generator-level momenta."""
 
 
 class BinningConfig(_Table):
@@ -329,7 +331,9 @@ class CampaignConfig(_Table):
         )
 
     def samples_of(self, name: str, kind: str) -> dict[str, SampleConfig]:
-        """Samples of one resonance and kind, by name."""
+        """Samples of one resonance and kind, by name. With the simulation as target it is on both sides."""
+        if self.campaign.target == "simulation":
+            kind = "simulation"
         return {
             key: sample
             for key, sample in self.samples.items()

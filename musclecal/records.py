@@ -7,6 +7,7 @@ generator-level mass bins, ``n_eta`` eta bins. Parameters of a calibration run f
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,9 @@ __all__ = [
     "Muons",
     "NuisanceGroup",
     "Nuisances",
+    "PhiRefinement",
     "Resolution",
+    "RunRefinement",
     "SampleAgainstRest",
     "ScaleCalibration",
     "ScaleFactor",
@@ -580,6 +583,80 @@ class ClosureSplits:
     def p_value(self) -> float:
         """Probability that the smallest of so many independent p-values is that small or smaller (Sidak)."""
         return float(-np.expm1(len(self.tests) * np.log1p(-min(self.worst.p_value, 1.0 - 1e-15))))
+
+
+@dataclass(frozen=True)
+class PhiRefinement:
+    """A and M per eta bin as functions of phi, applied to muons after the correction that it was derived on.
+
+    In terms t of phi, A = sum_t A_it f_t(phi), likewise M: f = 1, cos(h phi), sin(h phi) of each of ``harmonics``; or,
+    without harmonics, one inside a sector of phi and zero outside.
+
+    Attributes
+    ----------
+    resonance : what it was derived from: no independent closure any more.
+    eta_edges : (n_eta + 1,).
+    harmonics : h >= 1, none for sectors.
+    phi_sectors : equal sectors of -pi <= phi < pi in which it was derived.
+    A : (n_eta, n_term). M : (n_eta, n_term) 1/GeV.
+    covariance : (2 n_eta n_term, ...) A, M of term 0 of eta bin 0, then of term 1, ...
+    chi2, ndf, p_value : of the template fit with it applied.
+    passes : fits until nothing changed. last_change : chi2 per parameter of what the last of them changed.
+    """
+
+    resonance: str
+    eta_edges: Floats
+    harmonics: tuple[int, ...]
+    phi_sectors: int
+    A: Floats
+    M: Floats
+    covariance: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+    passes: int
+    last_change: float
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """(n_term,) in words."""
+        if self.harmonics:
+            return ("1", *(f"{wave}({h} phi)" for h in self.harmonics for wave in ("cos", "sin")))
+        return tuple(f"phi sector {s}" for s in range(self.phi_sectors))
+
+
+@dataclass(frozen=True)
+class RunRefinement:
+    """A and M per eta bin and run range, applied to muons after the correction that it was derived on.
+
+    Attributes
+    ----------
+    resonance : what it was derived from: no independent closure any more.
+    eta_edges : (n_eta + 1,).
+    run_edges : (n_range + 1,) run numbers; a range begins with one and ends before the next.
+    A : (n_range, n_eta). M : (n_range, n_eta) 1/GeV.
+    covariance : (2 n_range n_eta, ...) A, M of eta bin 0 of range 0, then of eta bin 1, ... All ranges were compared
+        with one simulation: its fluctuations are common to them.
+    chi2, ndf, p_value : of the template fits of all ranges with it applied.
+    passes : fits until nothing changed. last_change : chi2 per parameter of what the last of them changed.
+    """
+
+    resonance: str
+    eta_edges: Floats
+    run_edges: tuple[int, ...]
+    A: Floats
+    M: Floats
+    covariance: Floats
+    chi2: float
+    ndf: int
+    p_value: float
+    passes: int
+    last_change: float
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """(n_range,) in words."""
+        return tuple(f"runs {low} to {high - 1}" for low, high in pairwise(self.run_edges))
 
 
 @dataclass(frozen=True)

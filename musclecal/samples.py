@@ -134,6 +134,8 @@ class Source:
     muon_pt : (low, high), GeV, of both muons; None does not cut.
     mass_window : (low, high), GeV, of data; simulation is never cut on its measured mass. None does not cut.
     corrections : applied to the events, in this order, before the cuts.
+    generator : read generator-level muons; the measured mass is then not cut.
+    replicas : how many pairs the corrections make of one.
     """
 
     samples: Mapping[str, tuple[SampleConfig, tuple[str, ...]]]
@@ -143,6 +145,7 @@ class Source:
     corrections: tuple[Correction, ...] = ()
     chunk_events: int = 500_000
     generator: bool = False
+    replicas: int = 1
     progress: Progress | None = None
     flows: dict[str, CutFlow] = field(default_factory=dict)
 
@@ -153,7 +156,7 @@ class Source:
             muon_pt_max=high,
             eta_min=self.eta_range[0],
             eta_max=self.eta_range[1],
-            mass_window=None if sample.kind == "simulation" else self.mass_window,
+            mass_window=None if self.generator else self.mass_window,
             expressions=sample.cuts,
         )
 
@@ -164,6 +167,8 @@ class Source:
             for events, read in self._read(sample, files):
                 for correction in self.corrections:
                     events = correction(events)
+                if self.replicas > 1:
+                    read = CutFlow((*read.names, "replicas"), (*read.counts, len(events)))
                 selected, cut = select(events, cuts)
                 self.flows[name] = self.flows.get(name, CutFlow()) + read.then(cut)
                 yield selected

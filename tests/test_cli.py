@@ -22,7 +22,19 @@ from musclecal.cli import main
 from musclecal.demo import demo_truth
 from musclecal.samples import write_scale
 
-COMMANDS = ("simulate", "fill", "fit", "extract", "closure", "export", "report", "run", "init", "draw")
+COMMANDS = (
+    "simulate",
+    "fill",
+    "fit",
+    "extract",
+    "closure",
+    "refine",
+    "export",
+    "report",
+    "run",
+    "init",
+    "draw",
+)
 CLOSURE_KEYS = {
     "resonance", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf", "p_value",
     "s", "s_quoted", "events_fraction",

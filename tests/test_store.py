@@ -30,7 +30,9 @@ from musclecal.records import (
     Muons,
     NuisanceGroup,
     Nuisances,
+    PhiRefinement,
     Resolution,
+    RunRefinement,
     SampleAgainstRest,
     ScaleCalibration,
     ScaleFactor,
@@ -217,6 +219,13 @@ EXAMPLES["joint fit"] = JointFit(
     CALIBRATION, ("Jpsi", "Z even"), ("Z odd",), ("Jpsi", "Z"), floats(2), floats(2), floats(2), floats(2),
     (EXAMPLES["sample against rest"],),
 )  # fmt: skip
+EXAMPLES["phi refinement"] = PhiRefinement(
+    "Z", floats(5), (1, 2), 12, floats(4, 5), floats(4, 5), floats(40, 40), 9.0, 8, 0.4, 2, 0.001
+)
+EXAMPLES["sector refinement"] = replace(EXAMPLES["phi refinement"], harmonics=())
+EXAMPLES["run refinement"] = RunRefinement(
+    "Z", floats(5), (0, 10, 2**40), floats(2, 4), floats(2, 4), floats(16, 16), 9.0, 8, 0.4, 2, 0.001
+)
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

@@ -23,14 +23,17 @@ from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.covariance import chi2_of
 from musclecal.errors import InputError
+from musclecal.fits.phi_waves import common_wave_designs
 from musclecal.fits.scale_information import (
     Design,
     eta_design,
     harmonic_design,
     region_design,
+    require_sectors,
     scale_information,
     solve_eta_bins,
     solve_information,
+    width_design,
 )
 from musclecal.fits.template_closure import BinInformation, selected
 from musclecal.records import Floats, ScaleInformation, SplitTest
@@ -40,26 +43,43 @@ __all__ = ["half_tests", "harmonic_test", "phi_tests", "run_test", "sector_test"
 _NAMES = ("A", "M")
 
 
-def phi_tests(information: ScaleInformation, harmonics: Sequence[int]) -> tuple[SplitTest, ...]:
+def phi_tests(
+    information: ScaleInformation, harmonics: Sequence[int], waves: ScaleInformation | None = None
+) -> tuple[SplitTest, ...]:
     """One test per harmonic, and one of all sectors, from a template fit with phi sectors.
+
+    Parameters
+    ----------
+    waves : the same fit as a function of the coefficients of ``harmonics`` (`musclecal.fits.phi_waves`). Without it
+        the waves are averaged over sectors, and those of odd harmonics come back too small.
 
     Raises
     ------
     InputError : a harmonic that the sectors cannot resolve.
     """
-    for harmonic in harmonics:
-        if 2 * harmonic > information.phi_sectors - 1:
-            raise InputError(
-                f"closure: harmonic {harmonic} needs more than {2 * harmonic} phi sectors, "
-                f"there are {information.phi_sectors}"
-            )
-    return *(harmonic_test(information, h) for h in harmonics), sector_test(information)
+    require_sectors(information.phi_sectors, harmonics)
+    if waves is None:
+        tests = [harmonic_test(information, h) for h in harmonics]
+    else:
+        tests = [_wave_test(waves, harmonics, h) for h in harmonics]
+    return *tests, sector_test(information)
+
+
+def _wave_test(waves: ScaleInformation, harmonics: Sequence[int], harmonic: int) -> SplitTest:
+    solution = solve_information(waves, *common_wave_designs(waves, harmonics, harmonic))
+    n = len(solution.labels)
+    last = solution.only(range(n - 4, n))
+    return _of_waves(harmonic, last.values, last.covariance)
 
 
 def harmonic_test(information: ScaleInformation, harmonic: int) -> SplitTest:
     """Amplitudes of cos(h phi) and sin(h phi) of A and M (1/GeV): ``parts`` are cos and sin."""
     waves = [harmonic_design(information, name, harmonic) for name in _NAMES]
-    values, covariance = _beside_eta_bins(information, waves)
+    return _of_waves(harmonic, *_beside_eta_bins(information, waves))
+
+
+def _of_waves(harmonic: int, values: Floats, covariance: Floats) -> SplitTest:
+    """Values and covariance of A cos, A sin, M cos, M sin."""
     test = chi2_of(values, covariance)
     return SplitTest(
         name=f"phi harmonic {harmonic}",
@@ -100,9 +120,9 @@ def sector_test(information: ScaleInformation) -> SplitTest:
 
 def _beside_eta_bins(information: ScaleInformation, extra: Sequence[Design]) -> tuple[Floats, Floats]:
     """Values and covariance of the parameters of ``extra``, fitted beside A, M and width per eta bin."""
-    base = eta_design(information, (*_NAMES, "width"))
-    solution = solve_information(information, base, *extra)
-    tail = solution.only(range(len(base.labels), len(solution.labels)))
+    base = (eta_design(information, _NAMES), width_design(information))
+    solution = solve_information(information, *base, *extra)
+    tail = solution.only(range(sum(len(design.labels) for design in base), len(solution.labels)))
     return tail.values, tail.covariance
 
 

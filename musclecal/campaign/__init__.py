@@ -1,7 +1,8 @@
 """A campaign: which tasks a campaign file asks for, and how each makes its output from those before it.
 
-Folders under the output folder: samples, binning, fill, fit, extract, template, closure, export, figures. Each
-class adds stages to those before it: `inputs`, `calibration`, `closures`, and here the export and the list of all.
+Folders under the output folder: samples, binning, fill, fit, extract, template, closure, refine, export, figures.
+Each class adds stages to those before it: `inputs`, `calibration`, `template`, `closures`, `refinement`, and here the
+export and the list of all.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,7 +47,8 @@ class Campaign(UncertaintyStages):
     def _provenance(self) -> dict[str, str]:
         samples = self.config.samples
         used = [name for name, s in samples.items() if s.resonance == self.calibrated]
-        return {
+        target = {"corrects": "simulation, to its own truth"} if self.corrects_simulation else {}
+        return target | {
             "campaign": self.config.campaign.name,
             "musclecal": package_version(),
             "resonance": self.calibrated,

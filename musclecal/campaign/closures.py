@@ -6,6 +6,7 @@ from pathlib import Path
 
 from musclecal.campaign.template import Applied, DataAndSimulation, TemplateStages
 from musclecal.errors import InputError
+from musclecal.fits.phi_waves import count_angles, wave_information
 from musclecal.fits.scale_information import scale_information
 from musclecal.given_correction import read_correction
 from musclecal.records import (
@@ -22,12 +23,13 @@ from musclecal.tasks import Task
 from musclecal.validation.closure import closure_test, template_closure
 from musclecal.validation.splits import half_tests, phi_tests, run_test
 
-__all__ = ["UNCORRECTED", "ClosureStages"]
+__all__ = ["UNCORRECTED", "ClosureStages", "in_runs"]
 
 UNCORRECTED = Applied("uncorrected")
 
 
-def _in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
+def in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
+    """The events with low <= run < high."""
     if events.run is None:
         raise InputError("closure: run_edges are given, but a data file has no run numbers")
     return events.select((events.run >= low) & (events.run < high))
@@ -145,7 +147,9 @@ class ClosureStages(TemplateStages):
             load(phi_simulation.output, TemplateHistogram),
         )
         bins = self._bin_information(resonance, in_phi, whole)
-        tests = phi_tests(scale_information(bins, resonance), settings.harmonics)
+        angles = count_angles(self._source(resonance, "data", corrections=corrections), binning)
+        waves = wave_information(bins, angles, settings.harmonics, resonance)
+        tests = phi_tests(scale_information(bins, resonance), settings.harmonics, waves)
         tests += half_tests(self._bin_information(resonance, whole))
         if settings.run_edges:
             tests += (self._run_test(resonance, whole, corrections),)
@@ -158,7 +162,7 @@ class ClosureStages(TemplateStages):
         parts, names = [], []
         for low, high in pairwise(edges):
             data = self._filled(
-                resonance, "data", whole.data.binning, corrections, only=partial(_in_runs, low=low, high=high)
+                resonance, "data", whole.data.binning, corrections, only=partial(in_runs, low=low, high=high)
             )
             bins = self._bin_information(resonance, DataAndSimulation(data, whole.simulation), whole)
             parts.append(scale_information(bins, resonance))

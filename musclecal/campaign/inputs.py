@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,15 +12,22 @@ from musclecal.binning import Binning
 from musclecal.config import CampaignConfig, load_campaign
 from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
-from musclecal.records import DimuonEvents
+from musclecal.fits.residuals import fill_residuals
+from musclecal.fits.resolution import fit_generator_resolution
+from musclecal.generator_reference import generator_replicas
+from musclecal.records import DimuonEvents, Resolution
 from musclecal.samples import Correction, Progress, Source, simulation_settings
 from musclecal.simulate import simulate
+from musclecal.store import load, save
 from musclecal.tasks import Task, write_text
 
 __all__ = ["Inputs"]
 
 _FINE_BINS = 1 << 20
 _EVENTS_PER_BIN = 120
+_REPLICAS = 4
+"""Of each simulated pair, in the reference of the simulation as target."""
+_RESOLUTION_CELLS = 6
 
 
 def _quiet(done: int, total: int | None) -> None:
@@ -35,15 +42,21 @@ class Inputs:
     ----------
     path : of the campaign file; files and the output folder are relative to its folder.
     progress : told the rows done and the rows in all of a long task.
+    target : "data" or "simulation", in place of campaign.target of the file.
     """
 
     path: Path
     progress: Progress = field(default=_quiet, compare=False)
+    target: str | None = None
 
     @cached_property
     def config(self) -> CampaignConfig:
-        """What the file says."""
-        return load_campaign(self.path)
+        """What the file says, and what is corrected."""
+        config = load_campaign(self.path)
+        if self.target is None:
+            return config
+        campaign = config.campaign.model_copy(update={"target": self.target})
+        return config.model_copy(update={"campaign": campaign})
 
     @property
     def folder(self) -> Path:
@@ -52,8 +65,17 @@ class Inputs:
 
     @cached_property
     def output(self) -> Path:
-        """The output folder."""
+        """The output folder; of the simulation as target, one inside it."""
+        return self._main_output / "simulation_target" if self.corrects_simulation else self._main_output
+
+    @property
+    def _main_output(self) -> Path:
         return self.folder / self.config.campaign.output
+
+    @property
+    def corrects_simulation(self) -> bool:
+        """Whether the simulation is corrected to its own truth: it is the data, its smeared truth the simulation."""
+        return self.config.campaign.target == "simulation"
 
     @property
     def calibrated(self) -> str:
@@ -63,7 +85,8 @@ class Inputs:
     @property
     def closures(self) -> tuple[str, ...]:
         """Resonances with data that the calibration does not use."""
-        with_data = {s.resonance: None for s in self.config.samples.values() if s.kind == "data"}
+        kind = "simulation" if self.corrects_simulation else "data"
+        with_data = {s.resonance: None for s in self.config.samples.values() if s.kind == kind}
         return tuple(name for name in with_data if name != self.calibrated)
 
     # Samples
@@ -71,7 +94,7 @@ class Inputs:
     def _files(self, name: str) -> tuple[str, ...]:
         sample = self.config.samples[name]
         if sample.simulate is not None:
-            return (str(self.output / "samples" / f"{name}.{sample.simulate.format}"),)
+            return (str(self._main_output / "samples" / f"{name}.{sample.simulate.format}"),)
         patterns = [p if "://" in p else str(self.folder / p) for p in sample.files]
         try:
             return tuple(expand_paths(patterns))
@@ -124,6 +147,8 @@ class Inputs:
         names = self.config.samples_of(resonance, kind)
         made = {task.name: task for task in self.simulate_tasks}
         tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
+        if self.corrects_simulation and kind == "simulation" and names:
+            tasks += (self.own_resolution_task(resonance),)
         owner: dict[str, str] = {}
         for name in names:
             for file in () if f"simulate/{name}" in made else self._files(name):
@@ -147,16 +172,45 @@ class Inputs:
         """Selected events of the samples of a resonance and kind."""
         samples = self.config.samples_of(resonance, kind)
         edges = self.config.binning.edges
+        replicas = _REPLICAS if self.corrects_simulation and kind == "simulation" else 1
+        if replicas > 1:
+            resolution = load(self.own_resolution_task(resonance).output, Resolution)
+            made = partial(generator_replicas, resolution=resolution, replicas=replicas)
+            corrections = (made, *corrections)
         return Source(
             samples={name: (sample, self._files(name)) for name, sample in samples.items()},
             eta_range=(edges[0], edges[-1]),
             muon_pt=muon_pt,
             mass_window=mass_window,
             corrections=corrections,
-            chunk_events=self.config.campaign.chunk_events,
+            chunk_events=max(self.config.campaign.chunk_events // replicas, 1),
             generator=kind == "simulation",
+            replicas=replicas,
             progress=self.progress,
         )
+
+    def own_resolution_task(self, resonance: str) -> Task:
+        """Resolution of the simulation as target, from its own residuals."""
+        files, tasks = self._inputs(resonance, "data")
+        r = self.config.resonance(resonance)
+        output = self.output / "target" / f"{resonance}_resolution.h5"
+        options = {
+            "samples": self._sample_options(resonance, "simulation"),
+            "pt_edges": (r.pt_edges[0], r.pt_edges[-1]),
+            "eta_edges": self.config.binning.edges,
+        }
+        run = partial(self._own_resolution, resonance, output)
+        return Task(f"target/{resonance}_resolution", "fill", output, run, options, files, tasks)
+
+    def _own_resolution(self, resonance: str, output: Path) -> None:
+        edges, pt_edges = self.config.binning.edges, self.config.resonance(resonance).pt_edges
+        source = replace(self._source(resonance, "data"), generator=True)
+        # Cells in true pT, six resolutions from where the sample may end in measured pT.
+        cells = np.geomspace(1.1 * pt_edges[0], pt_edges[-1] / 1.1, _RESOLUTION_CELLS + 1)
+        try:
+            save(output, fit_generator_resolution(fill_residuals(source, np.array(edges), cells)))
+        except InputError as error:
+            raise InputError(f"target = simulation: {resonance}: {error}") from None
 
     def _binned_source(
         self, resonance: str, kind: str, binning: Binning, corrections: tuple[Correction, ...] = ()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from musclecal.campaign.closures import ClosureStages
+from musclecal.campaign.refinement import RefinementStages
 from musclecal.errors import InputError
 from musclecal.fits.histogram import fill
 from musclecal.fits.residuals import fill_residuals, joined_residuals
@@ -40,7 +40,7 @@ class FittedResolution:
     smearing: Smearing
 
 
-class ResolutionStages(ClosureStages):
+class ResolutionStages(RefinementStages):
     """The stage resolution."""
 
     @property

@@ -8,5 +8,13 @@ Not for: files between stages (`musclecal.store`).
 
 from musclecal.export.arrays import ScaleArrays, export_arrays, load_arrays
 from musclecal.export.correctionlib_json import export_correctionlib
+from musclecal.export.refinement import export_refinement, load_refinement
 
-__all__ = ["ScaleArrays", "export_arrays", "export_correctionlib", "load_arrays"]
+__all__ = [
+    "ScaleArrays",
+    "export_arrays",
+    "export_correctionlib",
+    "export_refinement",
+    "load_arrays",
+    "load_refinement",
+]

@@ -20,7 +20,17 @@ from musclecal.errors import InputError
 from musclecal.records import Floats, ScaleCalibration, ScaleParameters, ScaleWithCovariance
 from musclecal.store import written_atomically
 
-__all__ = ["SIGNS", "UNITS", "VARIATIONS", "ScaleArrays", "checked_arrays", "export_arrays", "load_arrays"]
+__all__ = [
+    "SIGNS",
+    "UNITS",
+    "VARIATIONS",
+    "ScaleArrays",
+    "checked_arrays",
+    "export_arrays",
+    "json_bytes",
+    "load_arrays",
+    "npz_bytes",
+]
 
 FORMAT = "musclecal arrays 1"
 SIGNS = (
@@ -89,7 +99,7 @@ def export_arrays(
     content = _content(checked_arrays(calibration, calibration.covariance, provenance))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, encoded in (("calibration.npz", _npz(content)), ("calibration.json", _json(content))):
+    for name, encoded in (("calibration.npz", npz_bytes(content)), ("calibration.json", json_bytes(content))):
         with written_atomically(folder / name) as temporary:
             temporary.write_bytes(encoded)
 
@@ -169,7 +179,7 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _npz(content: Mapping[str, Any]) -> bytes:
+def npz_bytes(content: Mapping[str, Any]) -> bytes:
     """A numpy archive, uncompressed and without dates, so that equal content is equal bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -197,7 +207,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """JSON with a line for each key and each row of an array: equal content is equal bytes."""
     lines = [f"  {json.dumps(name)}: {_rows(value, '  ')}" for name, value in content.items()]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
