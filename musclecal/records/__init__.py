@@ -1,0 +1,66 @@
+"""The frozen records that stages hand to each other. No computation beyond reading a record another way.
+
+Axis words: ``n_event`` events, ``n_bin`` occupied 4D bins (`Binning` numbers them), ``n_mass`` mass bins, ``n_gen``
+generator-level mass bins, ``n_eta`` eta bins. Parameters of a calibration run fastest: A0, e0, M0, A1, e1, M1, ...
+"""
+
+from musclecal.records.arrays import Floats, Ints
+from musclecal.records.closure import (
+    Closure,
+    ClosureSplits,
+    MassImpacts,
+    NuisanceGroup,
+    Nuisances,
+    ScaleFactor,
+    ScaleSystematic,
+    SplitTest,
+    WidthClosure,
+)
+from musclecal.records.events import CutFlow, DimuonEvents, Muons
+from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
+from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
+from musclecal.records.scale import (
+    JointFit,
+    PhiRefinement,
+    RunRefinement,
+    SampleAgainstRest,
+    ScaleCalibration,
+    ScaleParameters,
+    ScaleWithCovariance,
+    TemplateFit,
+)
+
+__all__ = [
+    "BinFits",
+    "BosonTemplates",
+    "Closure",
+    "ClosureSplits",
+    "CutFlow",
+    "DimuonEvents",
+    "Floats",
+    "Ints",
+    "JointFit",
+    "MassFits",
+    "MassHistogram",
+    "MassImpacts",
+    "MassWidths",
+    "MuonResiduals",
+    "Muons",
+    "NuisanceGroup",
+    "Nuisances",
+    "PhiRefinement",
+    "Resolution",
+    "RunRefinement",
+    "SampleAgainstRest",
+    "ScaleCalibration",
+    "ScaleFactor",
+    "ScaleInformation",
+    "ScaleParameters",
+    "ScaleSystematic",
+    "ScaleWithCovariance",
+    "Smearing",
+    "SplitTest",
+    "TemplateFit",
+    "TemplateHistogram",
+    "WidthClosure",
+]
