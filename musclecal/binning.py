@@ -38,9 +38,13 @@ def bin_of(edges: NDArray[np.float64], x: float) -> int:
 
 @kernel
 def sector_of(phi: float, n_sectors: int) -> int:
-    """Number of the equal sector of -pi <= phi < pi; whole turns do not matter."""
+    """Number of the equal sector of -pi <= phi <= pi; whole turns do not matter.
+
+    pi, also where it was rounded up to single precision, is in the last sector.
+    """
     turns = phi / (2.0 * math.pi) + 0.5
-    turns -= math.floor(turns)
+    if not 0.0 <= turns <= 1.0 + 1e-6:
+        turns -= math.floor(turns)
     return min(int(turns * n_sectors), n_sectors - 1)
 
 

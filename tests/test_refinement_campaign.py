@@ -171,6 +171,7 @@ simulate = {events = 20_000, seed = 13}
 """
 
 
+@pytest.mark.slow
 def test_simulation_is_calibrated_to_its_own_truth(tmp_path: Path) -> None:
     a, m = np.array([1e-3, -5e-4, 0.0, 8e-4]), np.array([3e-5, 0.0, -2e-5, 1e-5])
     truth = ScaleParameters(EDGES, a, np.full(4, 4e-3), m)
