@@ -37,7 +37,14 @@ from musclecal.errors import InputError
 from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, Ints, TemplateHistogram
 
-__all__ = ["BinInformation", "LogDerivatives", "bin_information", "log_derivatives", "selected"]
+__all__ = [
+    "BinInformation",
+    "LogDerivatives",
+    "bin_information",
+    "log_derivatives",
+    "selected",
+    "smoothing_kernel",
+]
 
 _SMOOTHING = {"A": (0.6, 0.2), "e": (0.6, 0.2), "M": (0.6, 0.2), "width": (1.2, 0.4)}
 """Smoothing lengths in eta: of the mean of both muons, and of half their difference. With half of these an M common to
@@ -62,7 +69,7 @@ class LogDerivatives:
     noise: Floats
 
 
-def _smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
+def smoothing_kernel(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
     """(2 n + 1, 2 n + 1) weights of neighbouring (eta+, eta-) cells."""
     width = float(np.median(np.diff(eta_edges)))
     n = min(int(np.ceil(2.5 * along / width)), len(eta_edges))
@@ -113,7 +120,7 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
     ]
     table, noise = (np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS))) for _ in range(2))
     for name, lengths in _SMOOTHING.items():
-        weights = _smoothing_kernel(binning.eta_edges, *lengths)[:, :, None, None]
+        weights = smoothing_kernel(binning.eta_edges, *lengths)[:, :, None, None]
         counts = smoothed(data.counts, simulation.counts, weights)
         occupied = counts > 1e-6
         for p in (MUON_SHIFTS.index(name), len(MUON_SHIFTS) + MUON_SHIFTS.index(name)):
