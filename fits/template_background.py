@@ -26,8 +26,9 @@ _ETA_BLOCKS = 6
 _STEPS = 25
 _SHAPE_PRIORS = (1.0, 0.5)
 """Expected sizes of slope and curvature: change of ln(background) by z and z^2 at the ends of the window."""
-_PEAK_SMOOTHING = (0.6, 0.2)
-"""In eta: of the mean of both muons, and of half their difference."""
+_PEAK_SMOOTHING = (1.2, 0.4)
+"""In eta: of the mean of both muons, and of half their difference. With half of these the tails follow the simulated
+counts of the cell: chi2/ndf 0.98 at the J/psi instead of 1.00."""
 _LEAST_PURITY = 1e-3
 """Cells with less are not used (purity 0): with next to no signal on both sides there is nothing to compare, and a
 purity that is not that of the cell moves A."""
