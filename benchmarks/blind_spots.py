@@ -3,11 +3,14 @@
     python benchmarks/blind_spots.py --seeds 3
     python benchmarks/blind_spots.py --seeds 8 --models "nothing" "pT^2 term 4e-7"
     python benchmarks/blind_spots.py --scale 0.1 --models "nothing"
+    python benchmarks/blind_spots.py --json > 1.json; python benchmarks/blind_spots.py --summary 1.json 2.json
 
-A seed is a random truth (A ~ 3e-4, e ~ 2e-3 GeV, M ~ 2e-5 /GeV), 1e6 J/psi on 15 % background against 4e6 simulated
-ones (mass fits, two passes), and for the closures 6e5 Upsilon candidates, 30 % of them background, against 2.7e6
-simulated, and 1e6 Z against 4e6 (template fits, two passes). Simulation and random numbers of the data are the same
-for all models of a seed. A model is in the data of all three resonances; half of the data have another run number.
+A seed is a random truth (A ~ 3e-4, e ~ 2e-3 GeV, M ~ 2e-5 /GeV), 1.18e6 J/psi candidates, 15 % of them background,
+against 4e6 simulated J/psi (mass fits, two passes), and for the closures 6e5 Upsilon candidates, 30 % of them
+background, against 2.7e6 simulated, and 1e6 Z against 4e6 (template fits, two passes). These are numbers in an
+acceptance wider than the cuts: inside are 1.06e6, 3.5e5 and 9.2e5. ``--jpsi 2`` doubles the J/psi. Simulation and
+random numbers of the data are the same for all models of a seed. A model is in the data of all three resonances; half
+of the data have another run number.
 
 "J/psi again" is what another pass at the J/psi still changes: the sample is that of the calibration, so only mistakes
 in applying it show. "extra width" is the (sigma_k/k)^2 per eta bin that the closures' data have more than simulation.
@@ -21,8 +24,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: its threads get in the way of the kernels
 
@@ -168,8 +172,10 @@ def kept(chunks: Iterable[DimuonEvents]) -> Sample:
     ]
 
 
-def measured(name: str, model: Model, truth: ScaleParameters, seed: int, scale: float) -> Sample:
-    """Data of one resonance, in two runs."""
+def measured(
+    name: str, model: Model, truth: ScaleParameters, seed: int, scale: Mapping[str, float]
+) -> Sample:
+    """Data of one resonance, in two runs; ``scale`` of the numbers in `SIZES`."""
     _, n, background, slope = SIZES[name]
     settings = replace(
         settings_of(name),
@@ -181,13 +187,13 @@ def measured(name: str, model: Model, truth: ScaleParameters, seed: int, scale: 
     sample: Sample = []
     for run, step in zip(RUNS, (0.0, model.run_step), strict=True):
         in_run = replace(settings, truth=replace(truth, A=truth.A + step), run=run)
-        sample += kept(simulate(in_run, round(scale * n / len(RUNS)), 10 * seed + run))
+        sample += kept(simulate(in_run, round(scale[name] * n / len(RUNS)), 10 * seed + run))
     return sample
 
 
-def templates(name: str, scale: float, seed: int) -> Templates:
+def templates(name: str, scale: Mapping[str, float], seed: int) -> Templates:
     """Both histograms of one simulated sample."""
-    events = kept(simulate(settings_of(name), round(scale * SIZES[name][0]), seed))
+    events = kept(simulate(settings_of(name), round(scale[name] * SIZES[name][0]), seed))
     step = resonance(name).template.step
     return Templates(
         fill_templates(events, template_binning(name), step=step),
@@ -195,10 +201,10 @@ def templates(name: str, scale: float, seed: int) -> Templates:
     )
 
 
-def simulated(seed: int, scale: float) -> Simulation:
+def simulated(seed: int, scale: Mapping[str, float]) -> Simulation:
     """J/psi beyond the window, so that whatever is smeared into it is there."""
     settings = loose("Jpsi", PT_EDGES, 0.12)
-    jpsi = fill(simulate(settings, round(scale * SIZES["Jpsi"][0]), 4000 + seed), jpsi_binning())
+    jpsi = fill(simulate(settings, round(scale["Jpsi"] * SIZES["Jpsi"][0]), 4000 + seed), jpsi_binning())
     return Simulation(
         jpsi, {name: templates(name, scale, 1000 * n + seed) for n, name in enumerate(("Y1S", "Z"), start=5)}
     )
@@ -325,7 +331,7 @@ def judged(
     return Verdict(seed, tuple(checks), factors, means)
 
 
-def one_seed(seed: int, models: Sequence[Model], scale: float) -> Iterator[Verdict]:
+def one_seed(seed: int, models: Sequence[Model], scale: Mapping[str, float]) -> Iterator[Verdict]:
     """All models on the same simulation."""
     start = time.perf_counter()
     simulation = simulated(seed, scale)
@@ -415,6 +421,19 @@ def bars(verdicts: Sequence[Verdict]) -> list[tuple[str, bool]]:
     return out
 
 
+def stored(path: Path) -> list[Verdict]:
+    """What an earlier ``--json`` found."""
+    return [
+        Verdict(
+            v["seed"],
+            tuple(Check(**check) for check in v["checks"]),
+            tuple(ScaleFactor(**factor) for factor in v["factors"]),
+            v["means"],
+        )
+        for v in json.loads(path.read_text())["verdicts"]
+    ]
+
+
 def report(verdicts: Sequence[Verdict]) -> str:
     """Tables and bars."""
     checks = of_all_seeds(verdicts)
@@ -447,14 +466,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="on the numbers of events of all samples")
+    parser.add_argument("--jpsi", type=float, default=1.0, help="further factor on those of the J/psi")
     names = [model.name for model in MODELS]
     parser.add_argument("--models", nargs="+", default=names, choices=names, metavar="MODEL")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--summary", nargs="+", type=Path, help="only the tables of these outputs of --json")
     options = parser.parse_args()
     models = [model for model in MODELS if model.name in options.models]
-    verdicts = []
-    for seed in range(options.first, options.first + options.seeds):
-        for verdict in one_seed(seed, models, options.scale):
+    verdicts: list[Verdict] = []
+    for path in options.summary or ():
+        verdicts += stored(path)
+    scale = dict.fromkeys(SIZES, options.scale) | {"Jpsi": options.scale * options.jpsi}
+    for seed in range(options.first, options.first + (0 if options.summary else options.seeds)):
+        for verdict in one_seed(seed, models, scale):
             verdicts.append(verdict)
             print("; ".join(factor_rows([verdict])[2:]), file=sys.stderr, flush=True)
     if options.json:

@@ -36,7 +36,14 @@ from musclecal.errors import InputError
 from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, Ints, TemplateHistogram
 
-__all__ = ["BinInformation", "LogDerivatives", "bin_information", "log_derivatives", "selected"]
+__all__ = [
+    "BinInformation",
+    "LogDerivatives",
+    "bin_information",
+    "log_derivatives",
+    "selected",
+    "smoothing_matrix",
+]
 
 _SMOOTHING = {"A": (0.6, 0.2), "e": (0.6, 0.2), "M": (0.6, 0.2), "width": (1.2, 0.4)}
 """Smoothing lengths in eta: of the mean of both muons, and of half their difference. With half of these an M common to
@@ -61,7 +68,7 @@ class LogDerivatives:
     noise: Floats
 
 
-def _smoothing_matrix(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
+def smoothing_matrix(eta_edges: tuple[float, ...], along: float, across: float) -> Floats:
     """(n_eta^2, n_eta^2) weights of (eta+, eta-) cells in the sum for each of them."""
     middles = 0.5 * (np.array(eta_edges[1:]) + np.array(eta_edges[:-1]))
     plus, minus = (axis.ravel() for axis in np.meshgrid(middles, middles, indexing="ij"))
@@ -111,7 +118,7 @@ def log_derivatives(data: TemplateHistogram, simulation: TemplateHistogram) -> L
     ]
     table, noise = (np.empty((len(bins), n_mass, 2 * len(MUON_SHIFTS))) for _ in range(2))
     for name, lengths in _SMOOTHING.items():
-        weights = _smoothing_matrix(binning.eta_edges, *lengths)
+        weights = smoothing_matrix(binning.eta_edges, *lengths)
         counts = smoothed(data.counts, simulation.counts, weights)
         occupied = counts > 1e-6
         for p in (MUON_SHIFTS.index(name), len(MUON_SHIFTS) + MUON_SHIFTS.index(name)):
