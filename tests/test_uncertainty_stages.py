@@ -16,7 +16,7 @@ from musclecal.samples import write_scale
 from musclecal.simulate import default_resolution
 
 N_ETA = 6
-DRAWS = 200_000
+DRAWS = 100_000
 Command = Callable[..., Result]
 
 CAMPAIGN = f"""\
@@ -112,13 +112,10 @@ def test_the_resolution_of_the_simulation_is_that_of_its_generator(finished: Pat
     assert set(table) == {"eta_edges", "d", "simulation", "data", "difference"}
     assert table["simulation"]["parameter_order"] == "a, c of each eta bin"
     assert np.shape(table["simulation"]["covariance"]) == (2 * N_ETA, 2 * N_ETA)
-    model, edges = default_resolution(), np.array(table["eta_edges"])
-    a, c = (np.array(table["simulation"][name]) for name in ("a", "c"))
+    model, (a, c) = default_resolution(), (np.array(table["simulation"][name]) for name in ("a", "c"))
     for pt in (6.0, 40.0):
-        for n in range(N_ETA):
-            eta = np.linspace(edges[n], edges[n + 1], 41)[1:-1]
-            expected = np.mean(model.relative_width(1.0 / pt, eta) ** 2)
-            assert a[n] + c[n] * pt**2 == pytest.approx(expected, rel=0.06), (pt, n)
+        expected = (model.a + model.c * pt**2).reshape(N_ETA, -1).mean(axis=1)
+        np.testing.assert_allclose(a + c * pt**2, expected, rtol=0.06)
 
 
 def test_data_that_are_wider_need_the_difference(finished: Path, command: Command) -> None:
@@ -200,7 +197,9 @@ def test_resolution_nuisances_have_each_parameter_in_its_place(finished: Path) -
     of_fit = np.diag(difference.covariance).reshape(N_ETA, 2)
     of_nuisances = np.diag(group.covariance).reshape(N_ETA, 3)
     factor = campaign.config.systematics.resolution_inflation
-    np.testing.assert_allclose(of_nuisances[:, 0] / of_fit[:, 0], of_nuisances[:, 2] / of_fit[:, 1], rtol=1e-9)
+    np.testing.assert_allclose(
+        of_nuisances[:, 0] / of_fit[:, 0], of_nuisances[:, 2] / of_fit[:, 1], rtol=1e-9
+    )
     np.testing.assert_allclose(of_nuisances[:, 1], 0.0, atol=1e-25)
     assert of_nuisances[0, 0] / of_fit[0, 0] in (pytest.approx(factor), pytest.approx(factor**2))
 
@@ -232,7 +231,7 @@ def test_masses_move_by_what_is_known(finished: Path, command: Command) -> None:
         assert 0.0 < impacts["statistical"] < impacts["total_error"]
 
 
-def test_the_j_psi_row_is_the_scaled_calibration(finished: Path, command: Command) -> None:
+def test_the_j_psi_row_is_the_scaled_calibration(finished: Path) -> None:
     """sqrt(S s^2 V S), by hand."""
     campaign = Campaign(finished / "campaign.toml")
     for impacts in campaign.impacts():
@@ -270,20 +269,18 @@ def test_samples_are_fitted_together_and_compared(finished: Path, command: Comma
 
 
 def test_together_they_know_more_than_the_j_psi(finished: Path, command: Command) -> None:
-    """dk/k at 40 GeV, averaged over eta."""
+    """Mean variance of dk/k of an eta bin at 40 GeV."""
     alone = Campaign(finished / "campaign.toml").calibration().covariance
     together = np.array(asked(command, finished, "joint")["calibration"]["covariance"])
     for charge in (1.0, -1.0):
-        row = np.tile([1.0, -1.0 / 40.0, charge * 40.0], N_ETA) / N_ETA
-        assert row @ together @ row < 0.7 * (row @ alone @ row)
+        rows = np.kron(np.eye(N_ETA), [1.0, -1.0 / 40.0, charge * 40.0])
+        assert np.trace(rows @ together @ rows.T) < 0.6 * np.trace(rows @ alone @ rows.T)
 
 
 def test_what_is_used_and_what_is_kept_is_an_option(copy: Path, command: Command) -> None:
     path = changed(copy, "[systematics]", '[joint]\nuse = ["Jpsi", "Z"]\n[systematics]')
     result = command("joint", "--campaign", path)
-    assert redone(result) == {"template/Z_calibrated_AM", "joint"} - {
-        name for name in ("template/Z_calibrated_AM",) if f"{name} " in result.stderr.replace("...", "")
-    } or redone(result) == {"joint"}
+    assert redone(result) == {"joint"}
     assert "joint fit of Jpsi + Z; kept for closure: Y1S" in result.stdout
 
 
@@ -305,7 +302,7 @@ def test_a_finished_stage_has_nothing_to_do(finished: Path, command: Command, st
             "[systematics]",
             "[resolution]\nsalt = 7\n[systematics]",
             "resolution",
-            {f"{task}_smeared" for r in ("Jpsi", "Z", "Y1S") for task in (f"fill/{r}_simulation", f"resolution/width_{r}")},
+            {f"{t}_smeared" for r in ("Jpsi", "Z", "Y1S") for t in (f"fill/{r}_simulation", f"resolution/width_{r}")},
         ),
         ("[systematics]", "[closure]\nphi_sectors = 8\n[systematics]", "systematics", set()),
     ],
@@ -331,7 +328,11 @@ def test_a_second_coefficient_of_the_resolution_may_be_fitted(copy: Path, comman
         ('[joint]\nuse = ["Jpsi", "Y2S"]\n', "joint", "joint.use: the campaign has no data of Y2S"),
         ('[resolution]\nresonances = ["Y2S"]\n', "resolution", "resolution: no data with a simulation of"),
         ('[systematics]\nresonances = ["Y2S"]\n', "systematics", "systematics: no data of any of Y2S"),
-        ('[systematics]\nresonances = ["Z"]\nquote = "Y1S"\n', "systematics", "systematics.quote: Y1S is not"),
+        (
+            '[systematics]\nresonances = ["Z"]\nquote = "Y1S"\n',
+            "systematics",
+            "systematics.quote: Y1S is not",
+        ),
     ],
 )
 def test_samples_that_are_not_there_are_refused_by_key(

@@ -48,10 +48,6 @@ def with_eta_dependence(rng: Generator, sectors: int) -> Floats:
     return x
 
 
-def chi2_by_hand(difference: Floats, covariance: Floats) -> float:
-    return float(difference @ np.linalg.solve(covariance, difference))
-
-
 # Phi
 
 
@@ -217,6 +213,14 @@ def test_an_axis_that_cannot_be_halved_is_refused(edges: tuple[float, ...]) -> N
 # Run ranges
 
 
+def _with_minimum(value: Floats, normal: Floats, events: float) -> ScaleInformation:
+    """chi2 of ``value`` (4 N_ETA,), without phi sectors."""
+    return ScaleInformation(
+        "Z", np.array(EDGES), 1, normal, normal @ value, 500.0 + float(value @ normal @ value), 530,
+        np.full(N_ETA, 0.02), events, events, np.zeros_like(normal),
+    )  # fmt: skip
+
+
 def ranges(
     rng: Generator, needed: Floats, events: tuple[float, ...], simulated: float
 ) -> list[ScaleInformation]:
@@ -234,21 +238,9 @@ def ranges(
     for x, n in zip(needed, events, strict=True):
         value = x.ravel() + cholesky @ rng.normal(size=size) / np.sqrt(n) - common
         normal = np.linalg.inv(shape * (1.0 / n + 1.0 / simulated))
-        parts.append(
-            ScaleInformation(
-                "Z",
-                np.array(EDGES),
-                1,
-                normal,
-                normal @ value,
-                500.0 + float(value @ normal @ value),
-                530,
-                np.full(N_ETA, 0.02),
-                n,
-                n,
-                np.zeros_like(normal),
-            )  # fmt: skip
-        )
+        shares = 1.0 / n + 1.0 / simulated
+        normal = np.asarray(np.linalg.inv(shape * shares), dtype=np.float64)
+        parts.append(_with_minimum(value, normal, n))
     return parts
 
 
