@@ -4,6 +4,7 @@ Every key is checked; a wrong one is an `InputError` that names the key and its 
 """
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,6 +120,18 @@ class ClosureConfig(_Table):
     run_edges: tuple[int, ...] = ()
     """Run numbers at which the data are split; the last range ends before the last number."""
 
+    @model_validator(mode="after")
+    def _splits_can_be_made(self) -> "ClosureConfig":
+        for harmonic in self.harmonics:
+            if 2 * harmonic > self.phi_sectors - 1:
+                raise ValueError(
+                    f"harmonics: {harmonic} needs more than {2 * harmonic} phi_sectors, got {self.phi_sectors}"
+                )
+        edges = self.run_edges
+        if edges and (len(edges) < 2 or edges[0] < 1 or any(b <= a for a, b in pairwise(edges))):
+            raise ValueError(f"run_edges: at least two increasing run numbers are needed, got {list(edges)}")
+        return self
+
 
 class ResolutionConfig(_Table):
     """[resolution]"""
@@ -155,7 +168,7 @@ class PropagationConfig(_Table):
 
     luminosity: Positive = 16.8
     """1/fb"""
-    draws: Annotated[int, Field(ge=10_000)] = 10_000_000
+    draws: Annotated[int, Field(ge=100_000)] = 10_000_000
     """Generated decays; with fewer the noise of the templates looks like information in profiled fits."""
     seed: Annotated[int, Field(ge=0)] = 1
     pt_edges: tuple[Positive, ...] | None = None
@@ -274,6 +287,7 @@ class CampaignConfig(_Table):
             *(("resolution.resonances", name) for name in self.resolution.resonances),
             *(("resolution.closure", name) for name in self.resolution.closure),
             *(("systematics.resonances", name) for name in self.systematics.resonances),
+            *(("systematics.quote", name) for name in (self.systematics.quote,) if name != "joint"),
             *(("systematics.nuisances_from", name) for name in self.systematics.nuisances_from),
             *(("joint.use", name.split()[0]) for name in self.joint.use),
             ("propagation.closure", self.propagation.closure),

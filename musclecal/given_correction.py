@@ -5,6 +5,7 @@ correctionlib file whose (first) correction takes pt, eta and charge, in any ord
 set to "nom" or "nominal".
 """
 
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 from musclecal.apply import correct
 from musclecal.errors import InputError
 from musclecal.export import load_arrays
+from musclecal.export.arrays import FORMAT
 from musclecal.records import DimuonEvents, Floats, Muons, ScaleParameters, ScaleWithCovariance
 from musclecal.samples import Correction, read_scale
 
 __all__ = ["GivenCorrection", "read_correction"]
 
 _NOMINAL = ("nom", "nominal")
+_OURS = f'"{FORMAT.rpartition(" ")[0]} '
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def read_correction(path: Path) -> GivenCorrection:
     InputError : not a correction that is understood; the message names the file and what is missing.
     """
     file = correction_file(path)
-    if file.suffix == ".npz" or file.name == "calibration.json":
+    if file.suffix == ".npz" or (file.suffix == ".json" and _OURS in _text(file)):
         arrays = load_arrays(file)
         return GivenCorrection(partial(correct, scale=arrays), (str(file),), arrays)
     if _is_correctionlib(file):
@@ -72,9 +75,11 @@ def read_correction(path: Path) -> GivenCorrection:
 
 
 def _is_correctionlib(file: Path) -> bool:
-    return file.name.endswith(".gz") or '"schema_version"' in file.read_text(
-        encoding="utf-8", errors="replace"
-    )
+    return file.name.endswith(".gz") or '"schema_version"' in _text(file)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def _from_correctionlib(file: Path) -> Correction:
@@ -82,12 +87,13 @@ def _from_correctionlib(file: Path) -> Correction:
 
     try:
         found = correctionlib.CorrectionSet.from_file(str(file))
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{file}: not a correctionlib file: {error}") from None
     for correction in found.values():
         names = [variable.name for variable in correction.inputs]
         if {"pt", "eta", "charge"} <= set(names):
-            return partial(_corrected_pairs, correction=correction, nominal=_nominal_of(file, correction))
+            nominal = _nominal_of(file, correction)
+            return partial(_corrected_pairs, correction=correction, nominal=nominal, file=file)
     raise InputError(f"{file}: holds no correction with the inputs pt, eta and charge")
 
 
@@ -122,10 +128,17 @@ def _arguments(correction: Any, values: dict[str, Any]) -> list[Any]:
     return arguments
 
 
-def _corrected_pairs(events: DimuonEvents, correction: Any, nominal: dict[str, str]) -> DimuonEvents:
+def _corrected_pairs(
+    events: DimuonEvents, correction: Any, nominal: dict[str, str], file: Path
+) -> DimuonEvents:
     def corrected(muons: Muons, charge: float) -> Floats:
         columns = {"pt": muons.pt, "eta": muons.eta, "phi": muons.phi, "charge": np.full(len(muons), charge)}
-        factor = correction.evaluate(*_arguments(correction, columns | nominal))
+        try:
+            factor = correction.evaluate(*_arguments(correction, columns | nominal))
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise InputError(
+                f"{file}: correction {correction.name} refuses some of the muons: {error}"
+            ) from None
         return np.asarray(muons.pt * factor, dtype=np.float64)
 
     return events.with_momenta(corrected(events.plus, 1.0), corrected(events.minus, -1.0))

@@ -23,18 +23,9 @@ from musclecal.demo import demo_truth
 from musclecal.samples import write_scale
 
 COMMANDS = (
-    "simulate",
-    "fill",
-    "fit",
-    "extract",
-    "closure",
-    "refine",
-    "export",
-    "report",
-    "run",
-    "init",
-    "draw",
-)
+    "simulate", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate", "joint",
+    "export", "report", "run", "init", "draw",
+)  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf", "p_value",
     "s", "s_quoted", "events_fraction",
@@ -136,7 +127,7 @@ def test_every_command_has_help(name: str) -> None:
     assert call(name, "--help").stdout == call(name, "-h").stdout
 
 
-@pytest.mark.parametrize("name", ["extract", "closure", "draw"])
+@pytest.mark.parametrize("name", ["extract", "closure", "resolution", "draw"])
 def test_help_of_commands_with_results_says_the_units(name: str) -> None:
     assert "GeV" in call(name, "--help").stdout
 
@@ -321,6 +312,13 @@ def test_gates_that_are_not_asked_for_do_not_fail(copy: Path) -> None:
         (("init", "file/below.toml"), "file"),
         (("closure", "--resonance", "W", "--campaign", "good.toml"), "unknown resonance 'W'"),
         (("closure", "--campaign", "good.toml"), "nothing to close on"),
+        (("closure", "--json", "--campaign", "three.toml"), "--json gives one closure: choose it with"),
+        (("closure", "--engine", "tempalte", "--campaign", "good.toml"), "tempalte"),
+        (("extract", "--engine", "scalar", "--campaign", "good.toml"), "scalar"),
+        (("resolution", "--campaign", "z.toml"), "resolution: no data with a simulation of their own"),
+        (("systematics", "--campaign", "good.toml"), "systematics: no data of any of Y1S, Z to close on"),
+        (("propagate", "--campaign", "good.toml"), "systematics: no data of any of Y1S, Z to close on"),
+        (("joint", "--campaign", "good.toml"), "joint.use: the campaign has no data of"),
         (("closure", "--resonance", "Z", "--campaign", "good.toml"), "for the resonance Z"),
         (("frobnicate",), "No such command"),
         (("fit", "--wrong"), "No such option"),
@@ -333,6 +331,9 @@ def test_wrong_arguments_end_with_2_and_one_message(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "good.toml").write_text(CAMPAIGN.split("[samples.y_data]")[0])
+    data = '[samples.z]\nresonance = "Z"\nkind = "data"\nsimulate = {events = 9, seed = 1}\n'
+    (tmp_path / "three.toml").write_text(CAMPAIGN + data)
+    (tmp_path / "z.toml").write_text(f"{CAMPAIGN.split('[samples.jpsi_data]')[0]}{data}")
     assert message in call(*arguments, code=2).stderr
     assert not list(tmp_path.rglob("*.h5"))
 

@@ -102,6 +102,12 @@ def test_axes_that_make_no_binning_are_refused_at_once(tmp_path: Path, table: st
             "samples.x.simulate.n",
         ),
         ("[gates]\nfraction = 0.5", "gates.fraction"),
+        ("[closure]\nsectors = 8", "closure.sectors"),
+        ("[resolution]\nfit_d = true", "resolution.fit_d"),
+        ("[systematics]\nn_toys = 500", "systematics.n_toys"),
+        ("[propagation]\nn_draws = 1000000", "propagation.n_draws"),
+        ("[joint]\nkeep = ['Z']", "joint.keep"),
+        ("[resonances.Z.template]\npt_bins = 3", "resonances.Z.template.pt_bins"),
         ("[plots]\ncolour = 'red'", "plots"),
     ],
 )
@@ -122,6 +128,34 @@ def test_an_unknown_key_is_named_with_its_table(tmp_path: Path, table: str, key:
         ("[resonances.Jpsi]\nbackground = 'cubic'", "resonances.Jpsi.background"),
         ("[resonances.Jpsi]\nmodel = 'gauss'", "resonances.Jpsi.model"),
         ("[gates]\nclosure_p_value = 2", "gates.closure_p_value"),
+        ("[gates]\nwidth_p_value = -1", "gates.width_p_value"),
+        ("[closure]\nengine = 'scaler'", "closure.engine"),
+        ("[closure]\nphi_sectors = 2", "closure.phi_sectors"),
+        ("[closure]\nphi_sectors = 8.5", "closure.phi_sectors"),
+        ("[closure]\nharmonics = [0]", "closure.harmonics.0"),
+        ("[closure]\nrun_edges = ['a', 'b']", "closure.run_edges.0"),
+        ("[resolution]\nresonances = 'Z'", "resolution.resonances"),
+        ("[resolution]\nfit_b = 'maybe'", "resolution.fit_b"),
+        ("[resolution]\nd = 0", "resolution.d"),
+        ("[resolution]\nmin_events = 0", "resolution.min_events"),
+        ("[resolution]\nsalt = 'x'", "resolution.salt"),
+        ("[systematics]\ntoys = 10", "systematics.toys"),
+        ("[systematics]\nseed = -1", "systematics.seed"),
+        ("[systematics]\nresolution_inflation = 0", "systematics.resolution_inflation"),
+        ("[propagation]\nluminosity = 0", "propagation.luminosity"),
+        ("[propagation]\ndraws = 20000", "propagation.draws"),
+        ("[propagation]\npt_edges = [26, 'x']", "propagation.pt_edges.1"),
+        ("[propagation]\nfree_yields = 3", "propagation.free_yields"),
+        ("[joint]\nuse = ['Z third']", "joint.use.0"),
+        ("[joint]\nuse = 'Jpsi'", "joint.use"),
+        ("[resonances.Z.template]\nmass_bins = 3", "resonances.Z.template.mass_bins"),
+        ("[resonances.Z.template]\nstep = 0.5", "resonances.Z.template.step"),
+        ("[resonances.Z.template]\nwidths = 'both'", "resonances.Z.template.widths"),
+        ("[resonances.Z.template]\nasymmetry_edges = 'x'", "resonances.Z.template.asymmetry_edges"),
+        (
+            "[samples.x]\nresonance = 'Jpsi'\nkind = 'data'\nsimulate = {events = 9, seed = 1, run = 0}",
+            "samples.x.simulate.run",
+        ),
         ("[samples.x]\nresonance = 'Jpsi'\nkind = 'mc'\nfiles = ['a']", "samples.x.kind"),
         ("[samples.x]\nkind = 'data'\nfiles = ['a']", "samples.x.resonance"),
         ("[samples.x]\nresonance = 'Jpsi'\nkind = 'data'\nfiles = 'a.root'", "samples.x.files"),
@@ -143,6 +177,25 @@ def test_a_wrong_value_is_named_with_its_table(tmp_path: Path, table: str, key: 
     assert f" {key}: " in refusal(tmp_path, MINIMAL + table)
 
 
+@pytest.mark.parametrize("engine", ["templates", "scalar", 3])
+def test_an_unknown_engine_of_the_extraction_is_named(tmp_path: Path, engine: object) -> None:
+    text = MINIMAL.replace('name = "2011A"', f'name = "a"\nengine = {engine!r}')
+    assert " campaign.engine: " in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[closure]\nharmonics = [1, 6]", "closure: harmonics: 6 needs more than 12 phi_sectors, got 12"),
+        ("[closure]\nrun_edges = [5]", "closure: run_edges: at least two increasing run numbers"),
+        ("[closure]\nrun_edges = [9, 5]", "closure: run_edges: at least two increasing run numbers"),
+        ("[closure]\nrun_edges = [0, 5]", "closure: run_edges: at least two increasing run numbers"),
+    ],
+)
+def test_splits_that_cannot_be_made_are_refused_at_once(tmp_path: Path, table: str, message: str) -> None:
+    assert message in refusal(tmp_path, MINIMAL + table)
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -150,6 +203,13 @@ def test_a_wrong_value_is_named_with_its_table(tmp_path: Path, table: str, key: 
         (MINIMAL.replace('"Jpsi"', '"J/psi"'), "samples.jpsi_data.resonance"),
         (MINIMAL.replace('name = "2011A"', 'name = "a"\nresonance = "W"'), "campaign.resonance"),
         (MINIMAL + '[gates]\nclosure_resonances = ["Upsilon"]', "gates.closure_resonances"),
+        (MINIMAL + '[resolution]\nresonances = ["Upsilon"]', "resolution.resonances"),
+        (MINIMAL + '[resolution]\nclosure = ["Upsilon"]', "resolution.closure"),
+        (MINIMAL + '[systematics]\nresonances = ["Upsilon"]', "systematics.resonances"),
+        (MINIMAL + '[systematics]\nquote = "Upsilon"', "systematics.quote"),
+        (MINIMAL + '[systematics]\nnuisances_from = ["Upsilon"]', "systematics.nuisances_from"),
+        (MINIMAL + '[propagation]\nclosure = "Upsilon"', "propagation.closure"),
+        (MINIMAL + '[joint]\nuse = ["Jpsi", "Upsilon even"]', "joint.use"),
     ],
 )
 def test_an_unknown_resonance_is_named_with_the_known_ones(tmp_path: Path, text: str, where: str) -> None:

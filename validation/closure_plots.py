@@ -46,6 +46,8 @@ def plot_masses(
     if data.binning != simulation.binning:
         raise InputError("figure: data and simulation have different axes")
     bins = np.intersect1d(data.bins, simulation.bins)
+    if not len(bins):
+        raise InputError("figure: no 4D bin has both data and simulation")
     counts, simulated = (h.counts[np.searchsorted(h.bins, bins)] for h in (data, simulation))
     squares = (
         simulated
@@ -92,7 +94,13 @@ def plot_splits(splits: ClosureSplits, path: str | os.PathLike[str], *, pdf: boo
     """A and M of the parts of the sample, one row a parameter, one column a test; its p-value above.
 
     Harmonics are drawn together; run ranges, halves and sectors each have a column.
+
+    Raises
+    ------
+    InputError : no split test.
     """
+    if not splits.tests:
+        raise InputError("figure: no split tests to draw")
     columns = [[test] for test in splits.tests if not test.name.startswith("phi harmonic")]
     harmonics = [test for test in splits.tests if test.name.startswith("phi harmonic")]
     if harmonics:

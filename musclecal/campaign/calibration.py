@@ -85,7 +85,7 @@ class CalibrationStages(Inputs):
         r = self.config.resonance(resonance)
         options = {
             "samples": self._sample_options(resonance, "data" if fast else kind),
-            "resonance": repr(r),
+            "resonance": self._settings_of(resonance),
             "eta_edges": self.config.binning.edges,
             "reweight": self._sample_options(resonance, "data") if reweighted else None,
             "fast": [_FAST_EVENTS, _FAST_SEED, r.min_events] if fast else None,
@@ -147,7 +147,7 @@ class CalibrationStages(Inputs):
         after = (self.fill_task(resonance, "data", passes), self.fill_task(resonance, "simulation", passes))
         options = {
             "model": repr(self.mass_model(resonance)),
-            "resonance": repr(self.config.resonance(resonance)),
+            "resonance": self._settings_of(resonance),
         }
         run = partial(self._fit, resonance, passes)
         return Task(f"fit/{name}", "fit", self.output / "fit" / f"{name}.h5", run, options, (), after)

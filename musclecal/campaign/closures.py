@@ -39,7 +39,17 @@ class ClosureStages(TemplateStages):
     """The closure stage."""
 
     def calibrated_muons(self) -> Applied:
-        """Muons corrected with the calibration of this campaign."""
+        """Muons corrected with the calibration of this campaign.
+
+        Raises
+        ------
+        InputError : the campaign has no data to calibrate on.
+        """
+        if not self.config.samples_of(self.calibrated, "data"):
+            raise InputError(
+                f'samples: no sample of kind "data" for the resonance {self.calibrated}, which is calibrated on: '
+                "add one, or close with --uncorrected or --calibration"
+            )
         task = self.calibration_task
 
         def scale() -> ScaleCalibration:

@@ -16,6 +16,7 @@ from musclecal.fits.residuals import fill_residuals
 from musclecal.fits.resolution import fit_generator_resolution
 from musclecal.generator_reference import generator_replicas
 from musclecal.records import DimuonEvents, Resolution
+from musclecal.resonances import resonance
 from musclecal.samples import Correction, Progress, Source, simulation_settings
 from musclecal.simulate import simulate
 from musclecal.store import load, save
@@ -115,7 +116,9 @@ class Inputs:
             options = {
                 "simulate": table.model_dump(),
                 "kind": sample.kind,
-                "resonance": repr(self.config.resonance(sample.resonance)),
+                "resonance": self._settings_of(
+                    sample.resonance, "model", "background", "mass_bins", "min_events"
+                ),
                 "eta_edges": self.config.binning.edges,
             }
             output = Path(self._files(name)[0])
@@ -123,12 +126,18 @@ class Inputs:
             tasks.append(Task(f"simulate/{name}", "simulate", output, run, options, inputs))
         return tuple(tasks)
 
+    def _settings_of(self, name: str, *unused: str) -> str:
+        """What a task knows of a resonance, for its manifest: not the axes of the template fit, nor ``unused``."""
+        default = resonance(name)
+        changes = {key: getattr(default, key) for key in ("template", *unused)}
+        return repr(replace(self.config.resonance(name), **changes))
+
     def _simulate(self, name: str, output: Path) -> None:
         sample = self.config.samples[name]
         table = sample.simulate
         assert table is not None
-        resonance = self.config.resonance(sample.resonance)
-        settings = simulation_settings(sample, table, resonance, self.config.binning.edges, self.folder)
+        r = self.config.resonance(sample.resonance)
+        settings = simulation_settings(sample, table, r, self.config.binning.edges, self.folder)
         if table.generator == "pythia8":
             from musclecal.pythia import simulate_with_pythia as generate
         else:

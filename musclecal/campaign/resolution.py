@@ -143,7 +143,7 @@ class ResolutionStages(RefinementStages):
         run = partial(self._fill_smeared, resonance, output)
         options = {
             "samples": self._sample_options(resonance, "simulation"),
-            "resonance": repr(self.config.resonance(resonance)),
+            "resonance": self._settings_of(resonance),
             "eta_edges": self.config.binning.edges,
             "salt": self.config.resolution.salt,
         }

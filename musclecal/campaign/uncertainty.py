@@ -52,6 +52,9 @@ class UncertaintyStages(ResolutionStages):
         if not names:
             wanted = ", ".join(self.config.systematics.resonances)
             raise InputError(f"systematics: no data of any of {wanted} to close on")
+        quote = self.config.systematics.quote
+        if quote not in ("joint", *names):
+            raise InputError(f"systematics.quote: {quote} is not among the closures: {', '.join(names)}")
         output = self.output / "systematics" / "systematic.h5"
         after = (self.calibration_task, *(self.closure_task(name) for name in names))
         if self.resolution_resonances:
@@ -63,11 +66,10 @@ class UncertaintyStages(ResolutionStages):
     def _systematics(self) -> None:
         settings = self.config.systematics
         closures = {name: self.closure(name) for name in self.systematic_closures}
-        quote = settings.quote if settings.quote in (*closures, "joint") else "joint"
         systematic = scale_systematic(
             self.calibration(),
             tuple(closures.values()),
-            quote=quote,
+            quote=settings.quote,
             n_toys=settings.toys,
             seed=settings.seed,
         )
