@@ -237,7 +237,6 @@ def ranges(
     parts = []
     for x, n in zip(needed, events, strict=True):
         value = x.ravel() + cholesky @ rng.normal(size=size) / np.sqrt(n) - common
-        normal = np.linalg.inv(shape * (1.0 / n + 1.0 / simulated))
         shares = 1.0 / n + 1.0 / simulated
         normal = np.asarray(np.linalg.inv(shape * shares), dtype=np.float64)
         parts.append(_with_minimum(value, normal, n))
