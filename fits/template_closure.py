@@ -408,7 +408,7 @@ def bin_information(
         raise InputError("template fit: no 4D bin has both data and simulation")
     return BinInformation(
         binning, bins[used], normal[used], vector[used], chi2[used], ndf[used],
-        _rows_of(bins, data, data.counts).sum(axis=1)[used], float(data.counts.sum()),
+        _rows_of(bins, data, data.counts).sum(axis=1)[used], float(data.counts.sum()) + data.n_beyond,
         _rows_of(bins, data, data.mean_k)[used], noise[used],
     )  # fmt: skip
 

@@ -51,7 +51,10 @@ def _locate(
     eta_edges: Floats, asymmetry_edges: Floats, pt_edges: Floats, muon_pt: Floats, phi_sectors: int,
     m_low: float, m_high: float, n_mass: int, m_ref: float, factors: Floats, mu: float, cells: Ints,
 ) -> None:  # fmt: skip
-    """4D bin number x n_mass + mass bin of each pair, -1 outside, for each row (on pt+, on pt-) of ``factors``."""
+    """4D bin number x n_mass + mass bin of each pair, for each row (on pt+, on pt-) of ``factors``.
+
+    -1 outside the muons' pT, eta and the mass window; -2 inside them, but outside the asymmetry or mean pT axis.
+    """
     n_region = (eta_edges.size - 1) * phi_sectors
     n_asymmetry, n_pt = asymmetry_edges.size - 1, pt_edges.size - 1
     per_gev = n_mass / (m_high - m_low)
@@ -77,6 +80,7 @@ def _locate(
             a = bin_of(asymmetry_edges, (p - q) / (p + q))
             b = bin_of(pt_edges, 0.5 * (p + q) * m_ref / mass)
             if a < 0 or b < 0:
+                cells[n, shift] = -2
                 continue
             m = min(int((mass - m_low) * per_gev), n_mass - 1)
             cells[n, shift] = (((i * n_region + j) * n_asymmetry + a) * n_pt + b) * n_mass + m
@@ -131,14 +135,25 @@ def _factors(step: float, derivatives: bool) -> Floats:
     return np.array(rows if derivatives else rows[:1])
 
 
-def _first_half(phi: Floats) -> NDArray[np.bool_]:
-    """Whether a pair is in the first of two random halves of the sample: a function of the pair alone."""
-    return np.asarray(np.floor(phi * 1e5) % 2.0 == 0.0)
+def _first_half(events: DimuonEvents) -> NDArray[np.bool_]:
+    """Whether a pair is in the first of two random halves of the sample: a hash of the bits of its momenta.
+
+    A function of the pair alone, whatever the file's rounding (splitmix64: Steele, Lea and Flood, OOPSLA 2014).
+    """
+    mixed = np.zeros(len(events), dtype=np.uint64)
+    for column in (events.plus.pt, events.plus.phi, events.minus.pt, events.minus.phi):
+        mixed += np.ascontiguousarray(column, dtype=np.float64).view(np.uint64) + np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return np.asarray(mixed & np.uint64(1) == 0)
 
 
 def _fill_chunk(
     events: DimuonEvents, weights: Floats | None, binning: TemplateBinning, step: float, derivatives: bool
-) -> SparseSums:
+) -> tuple[SparseSums, int]:
     n, n_mass = len(events), binning.mass_bins
     factors = _factors(step, derivatives)
     cells = np.empty((n, len(factors)), dtype=np.int64)
@@ -163,10 +178,11 @@ def _fill_chunk(
         "sums": np.zeros((len(bins), 3), dtype=np.int64),
     }
     _accumulate(
-        cells, 1.0 / plus.pt, 1.0 / minus.pt, _first_half(plus.phi), np.empty(0) if weights is None else weights,
+        cells, 1.0 / plus.pt, 1.0 / minus.pt, _first_half(events), np.empty(0) if weights is None else weights,
         row_of, n_mass, _SHIFT_UNITS, _WEIGHT_UNIT, *tables.values(),
     )  # fmt: skip
-    return SparseSums(bins, tables, int(np.count_nonzero(cells[:, 0] < 0)))
+    n_beyond = int(np.count_nonzero(cells[:, 0] == -2))
+    return SparseSums(bins, tables, int(np.count_nonzero(cells[:, 0] < 0))), n_beyond
 
 
 def fill_templates(
@@ -198,17 +214,18 @@ def fill_templates(
     if not 0.0 < step < 0.1:
         raise InputError(f"step: a relative shift between 0 and 0.1, got {step}")
 
-    def work(events: DimuonEvents) -> tuple[SparseSums, float]:
+    def work(events: DimuonEvents) -> tuple[SparseSums, int, float]:
         weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
         if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
             raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
         largest = len(events) if weights is None else np.maximum(weights, weights**2).sum()
-        return _fill_chunk(events, weights, binning, step, derivatives), float(largest)
+        return *_fill_chunk(events, weights, binning, step, derivatives), float(largest)
 
     total: SparseSums | None = None
-    filled = 0.0
-    for partial, largest in in_order(work, chunks, threads):
+    filled, n_beyond = 0.0, 0
+    for partial, beyond, largest in in_order(work, chunks, threads):
         filled += largest
+        n_beyond += beyond
         if filled > _LARGEST_SUM:
             raise OverflowError(_OVERFLOW)
         total = partial if total is None else total + partial
@@ -229,4 +246,5 @@ def fill_templates(
         mean_k=total.tables["sums"][:, :2] / _SHIFT_UNITS[1] / events_of_row,
         n_outside=total.n_outside,
         cut_flows=cut_flows(),
+        n_beyond=n_beyond,
     )

@@ -102,11 +102,12 @@ def write_uncertainty_figures(campaign: Campaign, folder: Path) -> None:
         if systematic.quoted == "joint"
         else [c for c in closures if c.resonance == systematic.quoted]
     )
+    toys = {"n_toys": campaign.config.systematics.toys, "seed": campaign.config.systematics.seed}
     systematic_plots.plot_s_toys(
         factor,
-        expected_factors(calibration, used),
+        expected_factors(calibration, used, **toys),
         folder / "s_toys.png",
-        expected_factors(calibration, used, factor.s),
+        expected_factors(calibration, used, factor.s, **toys),
     )
     propagation_plots.plot_mass_impacts(list(campaign.impacts()), folder / "mass_impacts.png")
 

@@ -177,7 +177,7 @@ class ClosureStages(TemplateStages):
             bins = self._bin_information(resonance, DataAndSimulation(data, whole.simulation), whole)
             parts.append(scale_information(bins, resonance))
             names.append(f"runs {low} to {high - 1}")
-        return run_test(parts, names, whole.simulation.n_events)
+        return run_test(parts, names, whole.simulation.n_effective)
 
     def splits(self, resonance: str, *, applied: Applied | None = None) -> ClosureSplits:
         """The split tests of a resonance, once their task is done."""

@@ -154,7 +154,7 @@ class RefinementStages(ClosureStages):
         whole = self._whole(resonance, corrections)
         edges = (0, *self.config.closure.run_edges)
         parts = [self._of_runs(resonance, whole, corrections, low, high) for low, high in pairwise(edges)]
-        return run_step(parts, edges, whole.simulation.n_events)
+        return run_step(parts, edges, whole.simulation.n_effective)
 
     def _of_runs(
         self,

@@ -164,6 +164,7 @@ class UncertaintyStages(ResolutionStages):
         name = self._limiting_closure
         closure = None if name is None else self.closure(name)
         difference = self.resolution().difference if self.resolution_resonances else None
+        inflation = self.config.systematics.resolution_inflation
         line = resonance(name or self.calibrated).line
         sources = calibration_sources(
             calibration.n_eta,
@@ -172,7 +173,7 @@ class UncertaintyStages(ResolutionStages):
             closure=None if closure is None else closure.covariance,
             closure_parameters=("A", "M") if closure is None else closure.parameter_names,
             mass_error=line.mass_error / line.mass,
-            resolution=None if difference is None else _all_parameters(difference),
+            resolution=None if difference is None else inflation**2 * _all_parameters(difference),
             resolution_parameters=RESOLUTION,
         )
         templates = load(self.boson_templates_task(boson).output, BosonTemplates)

@@ -62,6 +62,7 @@ class TemplateHistogram:
     derivatives : (n_bin, n_mass, 8) of the counts by a correction A, e (GeV), M (1/GeV) and by an additional
         (sigma_k/k)^2 of mu+, then the same of mu-; (n_bin, n_mass, 0) where they were not filled.
     half_derivatives : the derivatives of a random half of the sample, which tell their noise; None: it is not known.
+    n_beyond : of ``n_outside``, those inside muon_pt, eta and the mass window, but beyond the asymmetry or pT axis.
     mean_k : (n_bin, 2) average curvature of mu+ and mu-, 1/GeV.
     n_outside : selected events outside the binning. cut_flows : how the selection went, by sample.
     """
@@ -75,11 +76,17 @@ class TemplateHistogram:
     n_outside: int = 0
     cut_flows: Mapping[str, CutFlow] = field(default_factory=dict)
     half_derivatives: Floats | None = None
+    n_beyond: int = 0
 
     @property
     def n_events(self) -> float:
         """Events inside the binning and the mass window."""
         return float(self.counts.sum())
+
+    @property
+    def n_effective(self) -> float:
+        """Events without weights that would be as precise: (sum of weights)^2 over the sum of their squares."""
+        return self.n_events if self.variances is None else float(self.n_events**2 / self.variances.sum())
 
 
 @dataclass(frozen=True)
