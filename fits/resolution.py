@@ -27,7 +27,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import chdtrc
 
-from musclecal.covariance import eigenvariations
+from musclecal.covariance import chi2_of, eigenvariations
 from musclecal.errors import InputError
 from musclecal.fits.residuals import core_variance
 from musclecal.fits.widths import share_of_muons
@@ -47,6 +47,7 @@ __all__ = [
 REGIME = 370.0
 """d in GeV^2 where b is not fitted, or nothing else is known: the regimes of the hit numbers part at 19 GeV."""
 
+_NO_DIFFERENCE = 0.05
 _SINGULAR = 1e-12
 
 
@@ -255,6 +256,9 @@ def resolution_model(resolution: Resolution) -> ResolutionModel:
 def smearing_difference(difference: Resolution) -> Smearing:
     """What simulated muons are to be smeared with: the difference where it is positive, at each pT.
 
+    A difference that is compatible with none at all (p > 0.05) is not smeared: its positive half would make the
+    simulation too wide.
+
     Raises
     ------
     InputError : a resolution that is no difference.
@@ -265,6 +269,10 @@ def smearing_difference(difference: Resolution) -> Smearing:
     pt = low[:, None] * (high / low)[:, None] ** np.linspace(0.0, 1.0, 101)
     clipped = np.mean(variance_at(difference, pt) < 0.0, axis=1)
     d = difference
+    found = np.stack([getattr(d, name) for name in d.parameter_names], axis=1).ravel()
+    if chi2_of(found, d.covariance, d.names).p_value > _NO_DIFFERENCE:
+        zero = np.zeros(len(d.a))
+        return Smearing(d.eta_edges, zero, zero.copy(), zero.copy(), d.d.copy(), clipped)
     return Smearing(d.eta_edges, d.a.copy(), d.b.copy(), d.c.copy(), d.d.copy(), clipped)
 
 

@@ -329,8 +329,8 @@ def closure(
             click.echo(closure_text(result))
             if parts is not None:
                 click.echo(splits_text(parts))
-    if applied is None:
-        campaign.check_closure_gates(names, engine)
+    if not uncorrected:
+        campaign.check_closure_gates(names, engine, applied)
 
 
 @main.command()

@@ -106,6 +106,8 @@ class ResonanceConfig(_Table):
     def _closure_fits_a(self) -> "ResonanceConfig":
         if "A" not in self.closure_parameters:
             raise ValueError("closure_parameters: must contain A")
+        if len(set(self.closure_parameters)) < len(self.closure_parameters):
+            raise ValueError(f"closure_parameters: one is there twice: {', '.join(self.closure_parameters)}")
         return self
 
 
@@ -181,7 +183,11 @@ class PropagationConfig(_Table):
 class JointConfig(_Table):
     """[joint]"""
 
-    use: tuple[Annotated[str, Field(pattern=r"^\w+( even| odd)?$")], ...] = ("Jpsi", "Y1S", "Z even")
+    use: Annotated[tuple[Annotated[str, Field(pattern=r"^\w+( even| odd)?$")], ...], Field(min_length=1)] = (
+        "Jpsi",
+        "Y1S",
+        "Z even",
+    )
     """Samples that are fitted together, by event number in halves; all others are compared with the fit."""
 
 
@@ -294,9 +300,27 @@ class CampaignConfig(_Table):
         ]:
             if name not in known:
                 raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")
+        self._check_choices()
         for name in {*self.resonances, *(sample.resonance for sample in self.samples.values())}:
             self._check_axes(name)
         return self
+
+    def _check_choices(self) -> None:
+        """Choices that contradict each other, found before hours of reading."""
+        closing = self.systematics.resonances
+        if not closing or len(set(closing)) < len(closing):
+            raise ValueError(f"systematics.resonances: some names, each once, got {list(closing)}")
+        if self.systematics.quote not in ("joint", *closing):
+            raise ValueError(
+                f"systematics.quote: {self.systematics.quote!r} is neither joint nor one of {', '.join(closing)}"
+            )
+        edges = self.propagation.pt_edges
+        if edges is not None and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
+            raise ValueError(f"propagation.pt_edges: must increase, got {list(edges)}")
+        if "Z" in self.resonances and "e" in self.resonances["Z"].closure_parameters:
+            raise ValueError(
+                "resonances.Z.closure_parameters: e is not measured at the Z (correlation with A 0.985)"
+            )
 
     def _check_axes(self, name: str) -> None:
         """Edges and windows make a binning, so that a wrong one is found before hours of reading."""

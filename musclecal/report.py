@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
@@ -204,6 +205,11 @@ def closure_table(closure: Closure) -> dict[str, object]:
         "p_value": closure.p_value,
         "s": closure.s,
         "s_quoted": closure.s_quoted,
+        "mean": {name: mean_residual(closure, name)[0] for name in closure.parameter_names},
+        "mean_error": {name: mean_residual(closure, name)[1] for name in closure.parameter_names},
+        "fit_chi2": closure.fit_chi2,
+        "fit_ndf": closure.fit_ndf,
+        "applied": closure.applied,
         "events_fraction": closure.events_fraction,
     }
 
@@ -215,7 +221,10 @@ def closure_text(closure: Closure) -> str:
     error = np.sqrt(np.diag(c.covariance)).reshape(-1, n_fit)
     total = np.sqrt(np.diag(c.covariance + c.calibration_covariance)).reshape(-1, n_fit)
     units = {"A": (1e-5, "A [1e-5]"), "e": (1e-3, "e [MeV]"), "M": (1e-6, "M [1e-6/GeV]")}
-    what = "residual correction" if c.s is not None else "correction needed, as no calibration was applied"
+    what = {
+        "uncorrected": "correction needed, as nothing was applied",
+        "own events": "what is left on the events of the calibration itself: no verdict",
+    }.get(c.applied, "residual correction")
     lines = [f"{c.resonance}: {what} (+- closure sample, all)"]
     lines.append("eta bin          " + "".join(f"{units[name][1]:>28}" for name in c.parameter_names))
     for n in range(len(c.values)):
@@ -224,13 +233,20 @@ def closure_text(closure: Closure) -> str:
             unit = units[name][0]
             line += f"{c.values[n, p] / unit:12.2f} +- {error[n, p] / unit:5.2f}, {total[n, p] / unit:5.2f}"
         lines.append(line)
-    mean, mean_error, all_error = mean_residual(c)
+    means = []
+    for name in c.parameter_names:
+        mean, mean_error, all_error = mean_residual(c, name)
+        unit, label = units[name]
+        words = (
+            f"{mean / unit:+.1f} +- {mean_error / unit:.1f} (closure sample), {all_error / unit:.1f} (all)"
+        )
+        means.append(f"mean {label}: {words}")
+    known = "with the calibration's uncertainty" if c.s is not None else "with that of the closure sample"
     scale = "" if c.s is None else f"; s = {c.s:.2f}, quoted {c.s_quoted:.2f}"
     lines.append(
-        f"chi2 {c.chi2:.1f}/{c.ndf} with the calibration's uncertainty, p = {c.p_value:.2g}{scale}\n"
-        f"mean A {1e5 * mean:+.1f} +- {1e5 * mean_error:.1f} (closure sample), "
-        f"{1e5 * all_error:.1f} (all) e-5; "
-        f"fit chi2 {c.fit_chi2:.0f}/{c.fit_ndf} = {c.fit_chi2 / max(c.fit_ndf, 1):.3f}; "
+        f"chi2 {c.chi2:.1f}/{c.ndf} {known}, p = {c.p_value:.2g}{scale}\n{'; '.join(means)}\n"
+        f"fit chi2 {c.fit_chi2:.0f}/{c.fit_ndf} = {c.fit_chi2 / max(c.fit_ndf, 1):.3f}, "
+        f"p = {chi2_distribution.sf(c.fit_chi2, max(c.fit_ndf, 1)):.2g}; "
         f"{100 * c.events_fraction:.1f} % of the selected events used ({c.engine})"
     )
     return "\n".join(lines)

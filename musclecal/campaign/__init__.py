@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from musclecal.campaign.closures import UNCORRECTED
+from musclecal.campaign.template import Applied
 from musclecal.campaign.uncertainty import BOSONS, UncertaintyStages
 from musclecal.errors import QualityGateError
 from musclecal.export import export_arrays, export_correctionlib
@@ -111,9 +112,11 @@ class Campaign(UncertaintyStages):
             failed.append(f"last pass changed chi2/n by {change:.2f} > {gates.second_pass_chi2:g}")
         _raise_failures(failed + self._closure_failures(closures, None))
 
-    def check_closure_gates(self, closures: Iterable[str], engine: str | None = None) -> None:
-        """Raise `QualityGateError` where a closure after the calibration is worse than the campaign file allows."""
-        _raise_failures(self._closure_failures(closures, engine))
+    def check_closure_gates(
+        self, closures: Iterable[str], engine: str | None = None, applied: Applied | None = None
+    ) -> None:
+        """Raise `QualityGateError` where a closure after a correction is worse than the campaign file allows."""
+        _raise_failures(self._closure_failures(closures, engine, applied))
 
     def check_width_gates(self) -> None:
         """Raise `QualityGateError` where smeared widths differ from the data's more than the campaign file allows."""
@@ -124,10 +127,12 @@ class Campaign(UncertaintyStages):
                 failed.append(f"width closure at {name}: p-value {p_value:.2g} < {least:g}")
         _raise_failures(failed)
 
-    def _closure_failures(self, closures: Iterable[str], engine: str | None) -> list[str]:
+    def _closure_failures(
+        self, closures: Iterable[str], engine: str | None, applied: Applied | None = None
+    ) -> list[str]:
         gates, failed = self.config.gates, []
         for name in closures:
-            closure = self.closure(name, engine=engine)
+            closure = self.closure(name, engine=engine, applied=applied)
             gated = name in gates.closure_resonances and not (name == "Z" and closure.engine == "scalar")
             if gated and closure.p_value < gates.closure_p_value:
                 failed.append(f"closure at {name}: p-value {closure.p_value:.2g} < {gates.closure_p_value:g}")

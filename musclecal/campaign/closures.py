@@ -1,5 +1,6 @@
 """Closures: what correction is left at a resonance, in which engine, after which correction, in which part of it."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -99,7 +100,7 @@ class ClosureStages(TemplateStages):
             after: tuple[Task, ...] = (fit, *applied.after)
         else:
             passes = self._passes_of(applied)
-            run = partial(self._close_scalar, resonance, passes, parameters, output)
+            run = partial(self._close_scalar, resonance, applied, parameters, output)
             after = (self.fit_task(resonance, passes), *self._scale_task(passes))
         options = {"parameters": parameters}
         return Task(f"closure/{name}", "closure", output, run, options, applied.inputs, after)
@@ -111,10 +112,22 @@ class ClosureStages(TemplateStages):
         return self.last_pass + 1 if applied.name == "calibrated" else 0
 
     def _close_template(self, fit: Task, applied: Applied, parameters: tuple[str, ...], output: Path) -> None:
-        save(output, template_closure(self.template_fit(fit), applied.scale(), parameters))
+        closure = template_closure(self.template_fit(fit), applied.scale(), parameters)
+        save(output, self._labelled(closure, applied))
 
-    def _close_scalar(self, resonance: str, passes: int, parameters: tuple[str, ...], output: Path) -> None:
-        save(output, closure_test(self.mass_fits(resonance, passes), self._scale(passes), parameters))
+    def _close_scalar(
+        self, resonance: str, applied: Applied, parameters: tuple[str, ...], output: Path
+    ) -> None:
+        passes = self._passes_of(applied)
+        closure = closure_test(self.mass_fits(resonance, passes), self._scale(passes), parameters)
+        save(output, self._labelled(closure, applied))
+
+    def _labelled(self, closure: Closure, applied: Applied) -> Closure:
+        """With what was applied; without s where the calibration was made from the same events."""
+        own = applied.name == "calibrated" and closure.resonance == self.calibrated
+        return (
+            replace(closure, s=None, applied="own events") if own else replace(closure, applied=applied.name)
+        )
 
     def closure(
         self,

@@ -38,6 +38,8 @@ class Closure:
         calibration was applied.
     mean_k : (n_eta,) mean curvature of the muons used, 1/GeV.
     events_fraction : events in used fits over events selected.
+    applied : to the muons: "calibrated" (the campaign's), "uncorrected", "given_..." (a given correction), or "own
+        events" where the calibration was made from these, so that the residual says nothing about its uncertainty.
     """
 
     resonance: str
@@ -55,6 +57,7 @@ class Closure:
     s: float | None
     mean_k: Floats
     events_fraction: float
+    applied: str = "calibrated"
 
     @property
     def s_quoted(self) -> float | None:
