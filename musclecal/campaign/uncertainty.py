@@ -150,6 +150,7 @@ class UncertaintyStages(ResolutionStages):
             "luminosity": settings.luminosity,
             "free_yields": settings.free_yields,
             "closure": settings.closure,
+            "resolution_inflation": self.config.systematics.resolution_inflation,
         }
         return Task(f"propagate/{boson}", "propagate", output, run, options, (), after)
 
@@ -165,6 +166,7 @@ class UncertaintyStages(ResolutionStages):
         closure = None if name is None else self.closure(name)
         difference = self.resolution().difference if self.resolution_resonances else None
         line = resonance(name or self.calibrated).line
+        inflation = self.config.systematics.resolution_inflation
         sources = calibration_sources(
             calibration.n_eta,
             calibration=calibration.covariance,
@@ -172,7 +174,7 @@ class UncertaintyStages(ResolutionStages):
             closure=None if closure is None else closure.covariance,
             closure_parameters=("A", "M") if closure is None else closure.parameter_names,
             mass_error=line.mass_error / line.mass,
-            resolution=None if difference is None else _all_parameters(difference),
+            resolution=None if difference is None else inflation**2 * _all_parameters(difference),
             resolution_parameters=RESOLUTION,
         )
         templates = load(self.boson_templates_task(boson).output, BosonTemplates)
