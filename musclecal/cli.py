@@ -216,8 +216,8 @@ for _name, _description, _show in (
         "resolution",
         """Resolution per eta bin, and the smearing of the simulation.
 
-        (sigma_k/k)^2 = a + c pT^2 of data and simulation, c in 1/GeV^2. Width ratios of data and simulation are shown as simulated and smeared.
-        Exit code 3 if smeared widths do not close.
+        (sigma_k/k)^2 = a + c pT^2 of data and simulation, c in 1/GeV^2. Width ratios of data and simulation are shown
+        as simulated and smeared. Exit code 3 if smeared widths do not close.
         """,
         _show_resolution,
     ),
@@ -225,8 +225,8 @@ for _name, _description, _show in (
         "systematics",
         """Factor s from all closures, and all nuisances.
 
-        s, on the calibration's uncertainty, makes the residuals of the closures as large as expected; quoted is max(1, s). The table [systematics] says
-        which closures are used and which s is quoted.
+        s on the calibration's uncertainty makes the residuals of the closures as large as expected; quoted is
+        max(1, s). The table [systematics] says which closures are used and which s is quoted.
         """,
         _show_systematics,
     ),

@@ -238,9 +238,7 @@ def ranges(
     for x, n in zip(needed, events, strict=True):
         noise = cholesky @ rng.normal(size=size) / np.sqrt(n) - common
         value = np.asarray(x.ravel() + noise, dtype=np.float64)
-        normal = np.linalg.inv(shape * (1.0 / n + 1.0 / simulated))
-        shares = 1.0 / n + 1.0 / simulated
-        normal: Floats = np.linalg.inv(shape * shares).astype(np.float64)
+        normal = np.linalg.inv(shape * (1.0 / n + 1.0 / simulated)).astype(np.float64)
         parts.append(_with_minimum(value, normal, n))
     return parts
 
