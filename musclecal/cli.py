@@ -186,7 +186,9 @@ def _show_propagate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     from musclecal.uncertainty_report import impacts_json
     from musclecal.validation.propagation import impacts_table
 
-    return impacts_table(*campaign.impacts()), impacts_json(campaign.impacts())
+    impacts = campaign.impacts()
+    title = f"shifts of fitted masses in MeV; statistics of {impacts[0].luminosity:g}/fb"
+    return f"{title}\n{impacts_table(*impacts)}", impacts_json(impacts)
 
 
 def _show_joint(campaign: "Campaign") -> tuple[str, dict[str, object]]:
@@ -214,21 +216,49 @@ def _show_report(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 
 for _name, _description, _show in (
     ("simulate", "Make the samples that have a [samples.NAME.simulate] table.", _show_simulate),
-    ("fill", "Fill the 4D x mass histograms of the calibration resonance; print the cut flow.", _show_fill),
+    ("fill", "Fill 4D x mass histograms of the calibration resonance.\n\nPrints the cut flow.", _show_fill),
     ("fit", "Fit the masses of all 4D bins, in data and simulation.", _show_fit),
     (
         "resolution",
-        "Resolution a, c (1/GeV^2) per eta bin of data and simulation, the smearing of the simulation, width ratios.",
+        """Resolution per eta bin, and the smearing of the simulation.
+
+        (sigma_k/k)^2 = a + c pT^2 of data and simulation, c in 1/GeV^2. Width ratios of data and simulation are shown
+        as simulated and smeared. Exit code 3 if smeared widths do not close.
+        """,
         _show_resolution,
     ),
     (
         "systematics",
-        "Factor s on the calibration's uncertainty from its closures, with toys, and all nuisances.",
+        """Factor s from all closures, and all nuisances.
+
+        s on the calibration's uncertainty makes the residuals of the closures as large as expected; quoted is
+        max(1, s). The table [systematics] says which closures are used and which s is quoted.
+        """,
         _show_systematics,
     ),
-    ("propagate", "Uncertainties of the calibration on m_W and m_Z (MeV).", _show_propagate),
-    ("joint", "Fit several resonances together, and compare each with the others.", _show_joint),
-    ("export", "Write muon_scale.json.gz (correctionlib) and calibration.npz/.json.", _show_export),
+    (
+        "propagate",
+        """Uncertainties of the calibration on m_W and m_Z (MeV).
+
+        unprofiled: the mass fit takes the calibration as it is. frozen: of a fit with nuisances, what fixing those of a
+        source takes off in quadrature. constrained: what their prior uncertainty adds to the error of that fit.
+        """,
+        _show_propagate,
+    ),
+    (
+        "joint",
+        """Fit several resonances together; compare each with the rest.
+
+        The table [joint] says which are used; all others are kept for closure. The exported correction stays that of
+        the one calibration resonance.
+        """,
+        _show_joint,
+    ),
+    (
+        "export",
+        "Write the correction.\n\nmuon_scale.json.gz (correctionlib), calibration.npz, calibration.json.",
+        _show_export,
+    ),
     ("report", "Write the figures and the summary.", _show_report),
 ):
     _stage(_name, _description, _show)
@@ -264,7 +294,9 @@ def extract(engine: str | None, path: Path, as_json: bool, force: bool) -> None:
 
 @main.command()
 @click.option(
-    "--resonance", "name", help="Z, Y1S, Jpsi (one more pass), ... [default: all that the campaign has]"
+    "--resonance",
+    "name",
+    help="Z, Y1S, Jpsi (one more pass), ... [default: all with data that are not calibrated on]",
 )
 @click.option(
     "--engine",
@@ -278,7 +310,9 @@ def extract(engine: str | None, path: Path, as_json: bool, force: bool) -> None:
     type=click.Path(path_type=Path),
     help="Close this correction instead: an export folder, a correctionlib file, or JSON with eta_edges, A, e, M.",
 )
-@click.option("--splits", is_flag=True, help="Also close parts: phi, runs, charge order, pT asymmetry.")
+@click.option(
+    "--splits", is_flag=True, help="Also compare parts of the sample: phi, runs, charge order, pT asymmetry."
+)
 @_campaign_option
 @_target_option
 @_json_option
@@ -295,9 +329,12 @@ def closure(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Residual A and M (1/GeV) per eta bin that a resonance sees after the calibration.
+    """Residual A, M (1/GeV) per eta bin after the calibration.
 
-    Exit code 3 if a gated closure fails.
+    A and M are corrections still to be applied, with the error of this sample alone and with the calibration's
+    included. s is the factor on the calibration's uncertainty that makes them as large as expected. A campaign with
+    nothing but data and simulation of one resonance can be closed with --uncorrected or --calibration. Exit code 3
+    if a gated closure fails; --uncorrected and --calibration are never gated.
     """
     from musclecal.campaign import UNCORRECTED
     from musclecal.report import closure_table, closure_text, splits_table, splits_text
@@ -410,7 +447,9 @@ def _harmonics(text: str) -> tuple[int, ...]:
 @_force_option
 @_explained
 def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> None:
-    """Run all that is out of date: from events to the exported correction, with figures.
+    """Run all that is out of date, up to the exported correction.
+
+    From events to tables, closures and figures.
 
     CAMPAIGN_FILE is a TOML file (default campaign.toml); with --demo it is the folder to write to (default demo).
     """
@@ -462,7 +501,7 @@ def init(path: Path) -> None:
 def draw(
     name: str | None, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
 ) -> None:
-    """Draw the mass fit (GeV) of one 4D bin, or of all bins together."""
+    """Draw the mass fit (GeV) of a 4D bin, or of all together."""
     from musclecal.figures import draw_mass_fit
     from musclecal.report import bins_text
 

@@ -12,9 +12,11 @@ import pytest
 from click.testing import Result
 from pyarrow import parquet
 
+from musclecal.apply import correct
 from musclecal.binning import equal_eta_edges
 from musclecal.campaign import UNCORRECTED, Campaign
 from musclecal.covariance import chi2_of
+from musclecal.events import read_dimuons
 from musclecal.records import Closure, ScaleCalibration, ScaleParameters
 from musclecal.samples import write_scale
 from musclecal.tasks import run_tasks
@@ -191,6 +193,21 @@ def test_a_width_of_every_bin_is_an_option_that_redoes_the_fit_alone(copy: Path,
     assert changed == {"template/Z_simulation", "template/Z_calibrated_AM", "closure/Z_template"}
     before = Campaign(copy / "campaign.toml").closure("Z")
     assert 0.8 < before.fit_chi2 / before.fit_ndf < 1.2
+
+
+def test_muons_of_the_splits_are_those_of_the_fit(finished: Path) -> None:
+    """Corrected with the calibration, then with what the fit found."""
+    campaign = Campaign(finished / "campaign.toml")
+    applied = campaign.calibrated_muons()
+    fit = campaign.template_fit(campaign.template_task("Z", applied))
+    assert np.any(fit.point.A != 0.0)
+    events = next(read_dimuons(finished / "out" / "samples" / "z_data.parquet"))[0]
+    found = events
+    for correction in campaign.corrections_at(applied, fit):
+        found = correction(found)
+    expected = correct(correct(events, campaign.calibration()), fit.point)
+    np.testing.assert_array_equal(found.plus.pt, expected.plus.pt)
+    np.testing.assert_array_equal(found.minus.pt, expected.minus.pt)
 
 
 # Nothing but a closure resonance

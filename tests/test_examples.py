@@ -26,7 +26,7 @@ def test_example_is_a_valid_campaign(path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert {path.parent.name for path in CAMPAIGNS} >= {"cms2011A", "large"}
+    assert {path.parent.name for path in CAMPAIGNS} >= {"closure_only", "cms2011A", "large"}
 
 
 def test_campaign_file_of_the_readme_is_valid(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ class UncertaintyStages(ResolutionStages):
             "luminosity": settings.luminosity,
             "free_yields": settings.free_yields,
             "closure": settings.closure,
+            "resolution_inflation": self.config.systematics.resolution_inflation,
         }
         return Task(f"propagate/{boson}", "propagate", output, run, options, (), after)
 
@@ -164,8 +165,8 @@ class UncertaintyStages(ResolutionStages):
         name = self._limiting_closure
         closure = None if name is None else self.closure(name)
         difference = self.resolution().difference if self.resolution_resonances else None
-        inflation = self.config.systematics.resolution_inflation
         line = resonance(name or self.calibrated).line
+        inflation = self.config.systematics.resolution_inflation
         sources = calibration_sources(
             calibration.n_eta,
             calibration=calibration.covariance,

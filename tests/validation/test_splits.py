@@ -236,9 +236,9 @@ def ranges(
     common = cholesky @ rng.normal(size=size) / np.sqrt(simulated)
     parts = []
     for x, n in zip(needed, events, strict=True):
-        value = x.ravel() + cholesky @ rng.normal(size=size) / np.sqrt(n) - common
-        shares = 1.0 / n + 1.0 / simulated
-        normal = np.asarray(np.linalg.inv(shape * shares), dtype=np.float64)
+        noise = cholesky @ rng.normal(size=size) / np.sqrt(n) - common
+        value = np.asarray(x.ravel() + noise, dtype=np.float64)
+        normal = np.linalg.inv(shape * (1.0 / n + 1.0 / simulated)).astype(np.float64)
         parts.append(_with_minimum(value, normal, n))
     return parts
 
