@@ -79,7 +79,7 @@ eta_max = 2.4
 [resonances.Jpsi]          # every key has a default
 # pt_edges = [4.0, 4.9, 6.4, 9.5, 40.0]    # without it: edges from the statistics of the data
 # mass_window = [2.85, 3.25]
-# model = "simulation-shape"  # or generator-template, gaussian, crystal-ball, breit-wigner
+# model = "simulation-shape"  # or generator-template, pooled-template, gaussian, crystal-ball, breit-wigner
 # background = "exponential"  # or linear, none
 # min_events = 50             # a 4D bin with fewer is not fitted
 # reweight = false            # give the simulation the pT spectrum of the data
@@ -111,6 +111,10 @@ charge2 = "mu2_q"
 # gen_pt2 = "gen2_pt"
 # gen_eta2 = "gen2_eta"
 # gen_phi2 = "gen2_phi"
+
+# [closure]
+# engine = "template"        # one fit of all cells; or scalar
+# run_edges = [273000, 276000, 280000]   # split the data at these runs, the last range ends before the last number
 
 # Samples that the calibration does not use close it:
 # [samples.upsilon_data]

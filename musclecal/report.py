@@ -272,7 +272,9 @@ def splits_table(splits: ClosureSplits) -> dict[str, object]:
 
 def splits_text(splits: ClosureSplits) -> str:
     """One line per split test, its parts below where they differ, and the verdict of all together."""
-    lines = [f"{splits.resonance}: are parts of the sample alike? (A in 1e-5, M in 1e-6/GeV)"]
+    lines = [
+        f"{splits.resonance}: are parts of the sample alike? (A in 1e-5, M in 1e-6/GeV, about the whole sample)"
+    ]
     units = {"A": 1e-5, "M": 1e-6}
     for test in splits.tests:
         lines.append(f"  {test.name:<18} chi2 {test.chi2:7.1f}/{test.ndf:<4d} p = {test.p_value:.2g}")
