@@ -178,8 +178,7 @@ def _show_resolution(campaign: "Campaign") -> tuple[str, dict[str, object]]:
 def _show_systematics(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     from musclecal.uncertainty_report import systematic_table, systematic_text
 
-    found = campaign.systematic(), campaign.nuisances()
-    return systematic_text(*found), systematic_table(*found)
+    return systematic_text(campaign), systematic_table(campaign.systematic(), campaign.nuisances())
 
 
 def _show_propagate(campaign: "Campaign") -> tuple[str, dict[str, object]]:

@@ -324,7 +324,7 @@ def summary(campaign: Campaign) -> str:
         parts.append(resolution_text(campaign))
     if campaign.systematic_closures:
         parts += [
-            systematic_text(campaign.systematic(), campaign.nuisances()),
+            systematic_text(campaign),
             "uncertainties of m_W and m_Z in MeV:\n" + impacts_table(*campaign.impacts()),
         ]
     parts.append(f"Correction: {campaign.export_task().output}\nFigures: {campaign.output / 'figures'}")

@@ -77,22 +77,33 @@ def resolution_table(found: FittedResolution) -> dict[str, object]:
     return table
 
 
-def _factor_text(factor: ScaleFactor) -> str:
+_BLIND = 0.5
+"""A closure whose own variance is more than twice the calibration's says little about s."""
+
+
+def _factor_text(factor: ScaleFactor, sensitivity: float) -> str:
     low, high = factor.interval_68
     lower, upper = factor.interval_95
     return (
         f"  {factor.name:<8} s = {factor.s:5.2f}   68 % {low:.2f} .. {high:.2f}   95 % {lower:.2f} .. {upper:.2f}   "
-        f"likelihood {factor.s_ml:.2f}   chi2(s=1) {factor.chi2:.1f}/{factor.ndf}, p = {factor.p_value:.2g}"
+        f"likelihood {factor.s_ml:.2f}   chi2(s=1) {factor.chi2:.1f}/{factor.ndf}, p = {factor.p_value:.2g}   "
+        f"V_calibration/V_closure {sensitivity:.2f}"
+        + ("" if sensitivity > _BLIND else ": measures its own noise rather than s")
     )
 
 
-def systematic_text(systematic: ScaleSystematic, nuisances: Nuisances) -> str:
+def systematic_text(campaign: Campaign) -> str:
     """s of each closure and jointly, what is quoted, and the nuisances that follow."""
+    systematic, nuisances, sensitivities = (
+        campaign.systematic(),
+        campaign.nuisances(),
+        campaign.sensitivities(),
+    )
     groups = ", ".join(f"{len(group.names)} {group.name}" for group in nuisances.groups)
     return "\n".join(
         [
             "factor on the calibration's uncertainty that makes the residuals expected:",
-            *map(_factor_text, (*systematic.factors, systematic.joint)),
+            *(_factor_text(f, sensitivities[f.name]) for f in (*systematic.factors, systematic.joint)),
             f"quoted: {systematic.s:.2f} ({systematic.quoted}, at least 1)",
             f"nuisances: {groups}; {len(nuisances.names)} in all",
         ]

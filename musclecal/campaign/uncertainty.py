@@ -27,7 +27,7 @@ from musclecal.store import load, save
 from musclecal.tasks import Task
 from musclecal.validation.nuisances import RESOLUTION, calibration_nuisances, resolution_nuisances
 from musclecal.validation.propagation import calibration_sources, mass_impacts
-from musclecal.validation.systematics import scale_systematic
+from musclecal.validation.systematics import scale_systematic, stacked_residuals
 from musclecal.validation.w_templates import WBinning, w_templates
 from musclecal.validation.z_templates import ZBinning, z_templates
 
@@ -89,6 +89,16 @@ class UncertaintyStages(ResolutionStages):
     def systematic(self) -> ScaleSystematic:
         """The scaled systematic, once its task is done."""
         return load(self.systematics_task().output, ScaleSystematic)
+
+    def sensitivities(self) -> dict[str, float]:
+        """How well each closure measures s: the calibration's variance over the closure's own, median over modes."""
+        calibration = self.calibration()
+        closures: dict[str, tuple[Closure, ...]] = {n: (self.closure(n),) for n in self.systematic_closures}
+        closures["joint"] = tuple(self.closure(name) for name in self.systematic_closures)
+        return {
+            name: float(np.median(stacked_residuals(calibration, group).modes.ratio))
+            for name, group in closures.items()
+        }
 
     def nuisances(self) -> Nuisances:
         """The nuisances, once their task is done."""
