@@ -12,6 +12,7 @@ from musclecal.fits.joint_fit import joint_fit
 from musclecal.fits.resolution import resolution_model
 from musclecal.records import (
     BosonTemplates,
+    Closure,
     JointFit,
     MassImpacts,
     NuisanceGroup,
