@@ -136,12 +136,13 @@ def _factors(step: float, derivatives: bool) -> Floats:
 
 
 def _first_half(events: DimuonEvents) -> NDArray[np.bool_]:
-    """Whether a pair is in the first of two random halves of the sample: a hash of the bits of its momenta.
+    """Whether a pair is in the first of two random halves of the sample: a hash of the bits of its directions.
 
-    A function of the pair alone, whatever the file's rounding (splitmix64: Steele, Lea and Flood, OOPSLA 2014).
+    A function of the pair alone, whatever the file's rounding and whatever correction its momenta had (splitmix64:
+    Steele, Lea and Flood, OOPSLA 2014).
     """
     mixed = np.zeros(len(events), dtype=np.uint64)
-    for column in (events.plus.pt, events.plus.phi, events.minus.pt, events.minus.phi):
+    for column in (events.plus.eta, events.plus.phi, events.minus.eta, events.minus.phi):
         mixed += np.ascontiguousarray(column, dtype=np.float64).view(np.uint64) + np.uint64(
             0x9E3779B97F4A7C15
         )

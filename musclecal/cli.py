@@ -269,18 +269,19 @@ for _name, _description, _show in (
     type=click.Choice(["mass-fits", "template"]),
     help="Mass fits of 4D bins, or one template fit of all cells. [default: from the campaign file]",
 )
+@_target_option
 @_campaign_option
 @_json_option
 @_force_option
 @_explained
-def extract(engine: str | None, path: Path, as_json: bool, force: bool) -> None:
+def extract(engine: str | None, target: str | None, path: Path, as_json: bool, force: bool) -> None:
     """Extract A, e (GeV), M (1/GeV) per eta bin, all passes.
 
     What other stages use is the calibration of the engine in the campaign file.
     """
     from musclecal.report import calibration_table, calibration_text
 
-    campaign, progress = _open(path)
+    campaign, progress = _open(path, target)
     engine = engine or campaign.config.campaign.engine
     _run(progress, [campaign.extraction_task(engine)], force)
     calibration = campaign.calibration(engine)

@@ -28,7 +28,7 @@ COMMANDS = (
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf", "p_value",
-    "s", "s_quoted", "events_fraction",
+    "s", "s_quoted", "events_fraction", "mean", "mean_error", "fit_chi2", "fit_ndf", "applied",
 }  # fmt: skip
 
 CAMPAIGN = """\

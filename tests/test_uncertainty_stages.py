@@ -360,7 +360,7 @@ def test_a_second_coefficient_of_the_resolution_may_be_fitted(copy: Path, comman
         (
             '[systematics]\nresonances = ["Z"]\nquote = "Y1S"\n',
             "systematics",
-            "systematics.quote: Y1S is not",
+            "systematics.quote: 'Y1S' is neither",
         ),
     ],
 )

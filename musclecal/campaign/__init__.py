@@ -133,8 +133,13 @@ class Campaign(UncertaintyStages):
         gates, failed = self.config.gates, []
         for name in closures:
             closure = self.closure(name, engine=engine, applied=applied)
-            gated = name in gates.closure_resonances and not (name == "Z" and closure.engine == "scalar")
-            if gated and closure.p_value < gates.closure_p_value:
+            # Without s the correction has no known uncertainty, or was made from the same events.
+            gated = name in gates.closure_resonances and closure.s is not None
+            if (
+                gated
+                and not (name == "Z" and closure.engine == "scalar")
+                and closure.p_value < gates.closure_p_value
+            ):
                 failed.append(f"closure at {name}: p-value {closure.p_value:.2g} < {gates.closure_p_value:g}")
         return failed
 

@@ -377,3 +377,21 @@ class TestInput:
         histogram = fill_templates([bad], binning, step=STEP)
         assert histogram.n_outside == 4
         assert np.all(np.isfinite(histogram.derivatives))
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 4, 16])
+def test_halves_are_halves_whatever_the_rounding(decimals: int) -> None:
+    """Of directions with few decimals, as text files have them; and the same halves after a correction."""
+    from musclecal.fits.templates import _first_half
+
+    rng = np.random.default_rng(3)
+    n = 40_000
+    eta, phi = (
+        np.round(rng.uniform(-2.4, 2.4, (2, n)), decimals),
+        np.round(rng.uniform(-3.1, 3.1, (2, n)), decimals),
+    )
+    pt = rng.uniform(25.0, 60.0, (2, n))
+    events = DimuonEvents(Muons(pt[0], eta[0], phi[0]), Muons(pt[1], eta[1], phi[1]))
+    half = _first_half(events)
+    assert half.mean() == pytest.approx(0.5, abs=3.0 * 0.5 / np.sqrt(n))
+    np.testing.assert_array_equal(_first_half(events.with_momenta(1.01 * pt[0], 0.99 * pt[1])), half)

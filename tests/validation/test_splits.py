@@ -124,7 +124,7 @@ def test_p_values_in_phi_are_uniform_where_nothing_is() -> None:
 def test_a_wave_too_short_for_the_sectors_is_refused() -> None:
     information = quadratic(np.random.default_rng(16), np.zeros((N_ETA, 6, 4)))
     assert len(phi_tests(information, (1, 2))) == 3
-    with pytest.raises(InputError, match="closure: harmonic 3 needs more than 6 phi sectors, there are 6"):
+    with pytest.raises(InputError, match="harmonic 3 needs more than 6 phi sectors, there are 6"):
         phi_tests(information, (1, 3))
 
 
