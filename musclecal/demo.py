@@ -84,6 +84,10 @@ eta_max = 2.4
 # min_events = 50             # a 4D bin with fewer is not fitted
 # reweight = false            # give the simulation the pT spectrum of the data
 
+[closure]                  # of samples that the calibration does not use
+# engine = "template"         # one fit of all cells; or scalar
+# run_edges = [273000, 276000, 280000]     # split the data at these runs; the last range ends before the last number
+
 [samples.jpsi_data]
 resonance = "Jpsi"
 kind = "data"
@@ -111,10 +115,6 @@ charge2 = "mu2_q"
 # gen_pt2 = "gen2_pt"
 # gen_eta2 = "gen2_eta"
 # gen_phi2 = "gen2_phi"
-
-# [closure]
-# engine = "template"        # one fit of all cells; or scalar
-# run_edges = [273000, 276000, 280000]   # split the data at these runs, the last range ends before the last number
 
 # Samples that the calibration does not use close it:
 # [samples.upsilon_data]
