@@ -112,7 +112,7 @@ def test_waves_in_phi(z_folder: Path) -> None:
     assert before < 1e-4
     assert after > 0.5
     assert p_values(table, "phi harmonic 1")[1] > 1e-3
-    assert 2 <= table["passes"] < 5  # converged before the limit
+    assert table["passes"] in (2, 3, 4)  # converged before the limit of 5
 
 
 def test_sectors_in_words(z_folder: Path) -> None:
