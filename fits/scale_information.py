@@ -1,7 +1,7 @@
 r"""From what 4D bins say about their muons to A, e, M per eta bin, per sector, or as phi harmonics.
 
-With F and v the sums over 4D bins (`ScaleInformation`), muon corrections that are linear in parameters, :math:`x
-= X\beta`, give :math:`X^T F X\,\beta = X^T v`. Every closure, split and joint fit is a choice of X.
+With F and v the sums over 4D bins (`ScaleInformation`), muon corrections that are linear in parameters,
+:math:`x = X\beta`, give :math:`X^T F X\,\beta = X^T v`. Every closure, split and joint fit is a choice of X.
 """
 
 from collections.abc import Sequence
@@ -231,7 +231,7 @@ class EtaSolution:
     ----------
     parameter_names : of A, e, M in this order.
     values : (n_eta, n_fitted). covariance : (n_eta n_fitted, ...), parameters of an eta bin together.
-    extra_variance, extra_variance_error : (n_eta,) variance of ln k that the data lack (negative: have too much); (0,)
+    extra_variance, extra_variance_error : (n_eta,) (sigma_k/k)^2 that the data lack (negative: have too much); (0,)
         where every 4D bin had a width of its own.
     chi2, ndf, p_value : of the template fit. condition : of the normal matrix scaled to unit diagonal.
     """

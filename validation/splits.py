@@ -5,15 +5,12 @@ in time. Each test here asks whether the parts differ among themselves, with A a
 common: the calibration's own uncertainty drops out.
 
 - phi harmonics: amplitudes of cos(h phi) and sin(h phi) of A and of M, common to all eta, fitted beside A, M and
-width per
-  eta bin. Odd harmonics of A are seen only as far as the two muons are not back to back.
+  width per eta bin. Odd harmonics of A are seen only as far as the two muons are not back to back.
 - phi sectors: differences of A and M from their average over phi.
-- run ranges: A and M per eta bin of each range, against their weighted average. All ranges share the simulation,
-so only
-  the part of the covariance that comes from the data counts.
-- charge order (pT+ > pT- or not) and asymmetry (large or small): the halves are unions of the template fit's
-cells with the
-  migration in the derivatives, so a residual moves no event unnoticed from one half to the other.
+- run ranges: A and M per eta bin of each range, against their weighted average. All ranges share the simulation, so
+  only the part of the covariance that comes from the data counts.
+- charge order (pT+ > pT- or not) and asymmetry (large or small): the halves are unions of the template fit's cells
+  with the migration in the derivatives, so a residual moves no event unnoticed from one half to the other.
 """
 
 from collections.abc import Sequence

@@ -114,9 +114,8 @@ class WidthClosure:
     resonance : name. used : whether these widths, or the same events, went into the resolution: then the errors are
         those of the ratios alone, and chi2 is smaller than its ndf.
     eta_edges : (n_eta + 1,). pt_edges : (n_pt + 1,) GeV.
-    eta_bin : (n_region,) of the muon with the larger abs(eta). pt_bins : (n_region, 2) first, and one beyond the
-        last,
-        pT bin of the muon with the larger pT.
+    eta_bin : (n_region,) of the muon with the larger abs(eta).
+    pt_bins : (n_region, 2) first, and one beyond the last, pT bin of the muon with the larger pT.
     ratio, error : (n_region,) of widths. n_events : (n_region,) of the data.
     chi2, ndf, p_value : of all ratios against one.
     mean, mean_error : weighted average of the ratios.
