@@ -83,7 +83,7 @@ SIZES = {
     "Z": (4_000_000, 1_000_000, 0.0, 0.0),
 }
 MUON_PT = {"Y1S": (4.0, 50.0), "Z": (25.0, 100.0)}
-ROOM = {"Y1S": ((3.88, 52.0), (8.5, 10.2)), "Z": ((22.0, 120.0), (68.0, 116.0))}
+ROOM = {"Y1S": ((3.65, 54.0), (8.5, 10.2)), "Z": ((20.0, 120.0), (68.0, 116.0))}
 """Acceptance in muon pT and mass, wider than the cuts, so that momenta may move over them."""
 
 

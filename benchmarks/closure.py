@@ -94,7 +94,7 @@ BARS = (
 
 def z_settings() -> SimulationSettings:
     """Wider than the cuts, so that momenta may move over them."""
-    return SimulationSettings(resonance("Z"), (22.0, 120.0), (-2.4, 2.4), (68.0, 116.0))
+    return SimulationSettings(resonance("Z"), (20.0, 120.0), (-2.4, 2.4), (68.0, 116.0))
 
 
 def z_binning(n_eta: int = 24) -> TemplateBinning:
@@ -112,7 +112,7 @@ def z_binning(n_eta: int = 24) -> TemplateBinning:
 
 def jpsi_settings() -> SimulationSettings:
     """J/psi with room around cuts and window."""
-    return SimulationSettings(resonance("Jpsi"), (3.8, 60.0), (-2.4, 2.4), (2.7, 3.4))
+    return SimulationSettings(resonance("Jpsi"), (3.5, 60.0), (-2.4, 2.4), (2.7, 3.4))
 
 
 def jpsi_binning() -> TemplateBinning:
@@ -196,7 +196,8 @@ def mean_square_pt(sample: Sample, binning: TemplateBinning) -> float:
     for events in sample:
         inside = (events.mass >= m_low) & (events.mass < m_high)
         for muons in (events.plus, events.minus):
-            inside &= (muons.pt >= low) & (muons.pt < high)
+            scaled = muons.pt * binning.mass_reference / events.mass
+            inside &= (scaled >= low) & (scaled < high)
         total += float(np.sum(events.plus.pt[inside] ** 2 + events.minus.pt[inside] ** 2))
         n += 2.0 * np.count_nonzero(inside)
     return total / n

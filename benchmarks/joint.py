@@ -63,10 +63,11 @@ def axes_of(name: str, eta_edges: tuple[float, ...]) -> TemplateBinning:
 def settings_of(name: str, truth: ScaleParameters | None, background: float) -> SimulationSettings:
     """Acceptance wider than the analysis; wider still in the mass for simulation."""
     (low, high), window = MUON_PT[name], resonance(name).mass_window
+    mass = resonance(name).line.mass
     beyond = 0.05 if truth is None else 0.03
     return SimulationSettings(
         resonance(name),
-        (0.93 * low, 1.06 * high),
+        (0.97 * low * window[0] / mass, 1.03 * high * window[1] / mass),
         (-2.4, 2.4),
         ((1.0 - beyond) * window[0], (1.0 + beyond) * window[1]),
         truth=truth,

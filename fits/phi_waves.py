@@ -79,7 +79,8 @@ def _class_of_events(events: DimuonEvents, binning: TemplateBinning) -> Ints:
     sizes = (binning.n_eta, binning.n_eta, binning.shape[2])
     inside = (events.mass >= low) & (events.mass < high)
     for pt in (p.pt, m.pt):
-        inside &= (pt >= pt_low) & (pt < pt_high)
+        scaled = pt * binning.mass_reference / events.mass
+        inside &= (scaled >= pt_low) & (scaled < pt_high)
     for axis, size in zip(axes, sizes, strict=True):
         inside &= (axis >= 0) & (axis < size)
     known = (np.clip(axis, 0, size - 1) for axis, size in zip(axes, sizes, strict=True))

@@ -72,13 +72,14 @@ def _locate(
         cosh_plus, cosh_minus = math.cosh(eta_plus[n]), math.cosh(eta_minus[n])
         for shift in range(factors.shape[0]):
             p, q = pt_plus[n] * factors[shift, 0], pt_minus[n] * factors[shift, 1]
-            if not (muon_pt[0] <= p < muon_pt[1] and muon_pt[0] <= q < muon_pt[1]):
-                continue
             mass = mass_of_opening(p, cosh_plus, q, cosh_minus, opening, mu)
             if not m_low <= mass < m_high:
                 continue
+            p, q = p * m_ref / mass, q * m_ref / mass
+            if not (muon_pt[0] <= p < muon_pt[1] and muon_pt[0] <= q < muon_pt[1]):
+                continue
             a = bin_of(asymmetry_edges, (p - q) / (p + q))
-            b = bin_of(pt_edges, 0.5 * (p + q) * m_ref / mass)
+            b = bin_of(pt_edges, 0.5 * (p + q))
             if a < 0 or b < 0:
                 cells[n, shift] = -2
                 continue

@@ -162,16 +162,20 @@ class Binning:
 class TemplateBinning:
     """Axes of the histograms of the template fit.
 
-    A muon's region is eta bin x phi sector. The other two axes do not change under a common momentum scale: the
-    asymmetry (pT+ - pT-)/(pT+ + pT-), and half the sum of both pT times mass_reference/m. The 4D bin is numbered
+    A muon's region is eta bin x phi sector. The other two axes, and the limits of each muon, are in scaled pT,
+    pT mass_reference/m, which does not change under a common momentum scale: the asymmetry
+    (pT+ - pT-)/(pT+ + pT-), and half the sum of both. The 4D bin is numbered
     ((region+ n_region + region-) n_asymmetry + a) n_pt + p.
+
+    A cut on pT itself opens with the mass, and a background that is smooth in m is not smooth in a 4D bin on the cut.
 
     Parameters
     ----------
     eta_edges : (n_eta + 1,), any increasing values.
     asymmetry_edges : (n_asymmetry + 1,), pairs outside are not used.
     pt_edges : (n_pt + 1,), GeV, of the scaled mean pT; pairs outside are not used.
-    muon_pt : (low, high), GeV, of each muon. The sample must reach further by the shifts of the fit (1 %).
+    muon_pt : (low, high), GeV, of the scaled pT of each muon. The sample must reach down to pT = low times
+        (lower end of the window)/mass_reference, up to the like, and further by the shifts of the fit (1 %).
     mass_window : (low, high), GeV; mass_bins equal bins.
     mass_reference : mass of the resonance, GeV.
     phi_sectors : equal sectors of -pi <= phi < pi.

@@ -199,7 +199,7 @@ class SimulateConfig(_Table):
     truth: str | None = None
     """JSON file with eta_edges, A, e, M, relative to the campaign file: the bias is its exact inverse."""
     muon_pt: tuple[Positive, Positive] | None = None
-    """GeV; default 3 % (Z: 20 %) below and above the analysis, as an ntuple would have."""
+    """GeV; default 3 % beyond the axes, in pT m_ref/m over the whole mass window, as an ntuple would have."""
     background: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     background_slope: float = 1.0
     """1/GeV"""

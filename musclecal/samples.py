@@ -54,6 +54,10 @@ def _read_per_eta(path: Path, names: tuple[str, ...]) -> list[Floats]:
     return columns
 
 
+_ROOM = 0.03
+"""Part of pT that a simulated sample reaches beyond the axes, in pT m_ref/m, over the whole mass window."""
+
+
 def read_scale(path: Path) -> ScaleParameters:
     """A, e (GeV), M (1/GeV) per eta bin from a JSON object. Raises `InputError` naming the file and the key."""
     return ScaleParameters(*_read_per_eta(path, ("A", "e", "M")))
@@ -85,9 +89,9 @@ def simulation_settings(
 
     Simulation, from which generator-level templates are made, has all masses that could be smeared into the window.
     """
-    room = 0.2 if resonance.pt_scaled else 0.03
-    low, high = resonance.pt_edges[0] * (1.0 - room), resonance.pt_edges[-1] * (1.0 + room)
-    window = resonance.mass_window
+    window, edges = resonance.mass_window, resonance.pt_edges
+    low = edges[0] * window[0] / resonance.line.mass * (1.0 - _ROOM)
+    high = edges[-1] * window[1] / resonance.line.mass * (1.0 + _ROOM)
     beyond = 0.015 if sample.kind == "data" else 0.12
     widest = max(abs(eta_edges[0]), abs(eta_edges[-1])) + 0.2
     spectrum = replace(resonance.spectrum, y_max=max(resonance.spectrum.y_max, widest))

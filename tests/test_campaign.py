@@ -171,11 +171,15 @@ def test_nothing_but_whole_files_is_left(finished: Campaign) -> None:
     assert {f"{name}.manifest.json" for name in made if not name.startswith("calibration.")} <= set(names)
 
 
-def test_one_more_pass_finds_nothing(finished: Campaign) -> None:
-    """The closure of the J/psi on itself."""
-    run_tasks([finished.closure_task("Jpsi")])
-    closure = finished.closure("Jpsi")
-    assert closure.chi2 / closure.ndf < 0.1
+@pytest.mark.parametrize(("engine", "most"), [("scalar", 0.02), ("template", 0.6)])
+def test_one_more_pass_finds_nothing(finished: Campaign, engine: str, most: float) -> None:
+    """The closure of the J/psi on itself. Another method than the calibration's uses the same events differently.
+
+    The errors of the mass fits are larger by 1.3 to 1.4, so a chi2/ndf of 0.7 to 1 would be no surprise there.
+    """
+    run_tasks([finished.closure_task("Jpsi", engine=engine)])
+    closure = finished.closure("Jpsi", engine=engine)
+    assert closure.chi2 / closure.ndf < most
     assert closure.applied == "own events"
     assert closure.s is None
 

@@ -65,7 +65,7 @@ def test_angles_are_counted_inside_the_axes() -> None:
     assert ANGLES.sum() == len(EVENTS)
     assert ANGLES.shape == (10, 1440)
     np.testing.assert_array_equal(count_angles([EVENTS, EVENTS], AXES), 2 * ANGLES)
-    low = EVENTS.with_momenta(np.full(len(EVENTS), 4.0), EVENTS.minus.pt)
+    low = EVENTS.with_momenta(np.full(len(EVENTS), 0.1), EVENTS.minus.pt)
     with pytest.raises(InputError, match="no pair inside the mass window"):
         count_angles([low], AXES)
     turn = replace(EVENTS, plus=replace(EVENTS.plus, phi=EVENTS.plus.phi + 2.0 * np.pi))

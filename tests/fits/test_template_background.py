@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from musclecal.binning import TemplateBinning, equal_eta_edges
 from musclecal.errors import InputError
@@ -23,7 +24,7 @@ SIGMA = 0.03
 def signal(shift: float = 0.0, width: float = 0.0) -> Floats:
     """(n_mass,) a peak with a tail; ``shift`` of ln k of both muons moves the mass by -shift."""
     x = (AXES.mass_centres - 3.0969 * (1.0 - shift)) / np.sqrt(SIGMA**2 + 0.5 * 3.0969**2 * width)
-    density = np.exp(-0.5 * x**2) + 0.02 * (x < 0.0)
+    density = np.exp(-0.5 * x**2) + 0.03 * ndtr(-x - 2.0)
     return np.asarray(density / density.sum())
 
 

@@ -56,7 +56,8 @@ def numpy_cells(events: DimuonEvents, binning: TemplateBinning) -> NDArray[np.in
     plus, minus = events.plus, events.minus
     mass = numpy_mass(plus, minus)
     low, high = binning.muon_pt
-    inside = np.all([(m.pt >= low) & (m.pt < high) for m in (plus, minus)], axis=0)
+    scaled = np.stack([plus.pt, minus.pt]) * binning.mass_reference / mass
+    inside = np.all((scaled >= low) & (scaled < high), axis=0)
     sectors = np.linspace(-np.pi, np.pi, binning.phi_sectors + 1)
     number = np.zeros(len(events), dtype=np.int64)
     for values, edges in (
@@ -293,17 +294,22 @@ class TestMigration:
     """A pair just outside counts in the derivatives of the cell that it would move into."""
 
     def test_over_the_cut_on_the_muon(self) -> None:
-        binning = replace(BINNINGS["Z"], asymmetry_edges=(-1.0, 1.0), muon_pt=(25.0, 100.0))
-        histogram = fill_templates([pair(), pair(0.0, 3.0, 24.9, 84.0)], binning, step=STEP)
-        outside = fill_templates([pair(0.0, 3.0, 24.9, 84.0), pair()], binning, step=1e-4)
-        assert histogram.counts.sum() == outside.counts.sum() == 1.0
-        change = histogram.derivatives.sum(axis=(0, 1))
-        alone = fill_templates([pair()], binning, step=STEP).derivatives.sum(axis=(0, 1))
-        # Lower curvature of mu+ brings it in: -1/(2 h) for A, times -k and 1/k for e and M.
-        expected = np.array([-1.0, 1.0 / 24.9, -24.9]) / (2.0 * STEP)
-        np.testing.assert_allclose((change - alone)[:3], expected, rtol=1e-5)
-        np.testing.assert_allclose((change - alone)[3], 1.0 / (2.0 * STEP**2), rtol=1e-9)
-        np.testing.assert_array_equal((change - alone)[4:], 0.0)
+        """The cut is on pT m_ref/m: less curvature of the low muon brings it in, and so does more of the other."""
+        low = pair(0.0, 3.0, 24.95, 84.0)
+        mass = float(low.mass[0])
+        axes = replace(BINNINGS["Z"], asymmetry_edges=(-1.0, 1.0), muon_pt=(25.0, 100.0))
+        binning = replace(axes, mass_reference=mass)
+        assert fill_templates([low, pair()], binning, step=1e-4).counts.sum() == 1.0
+        both, alone = (
+            fill_templates(events, binning, step=STEP).derivatives.sum(axis=(0, 1))
+            for events in ([pair(), low], [pair()])
+        )
+        expected = np.array([[-1.0, 1.0 / 24.95, -24.95], [1.0, -1.0 / 84.0, -84.0]]) / (2.0 * STEP)
+        change = (both - alone).reshape(2, 4)
+        np.testing.assert_allclose(change[:, :3], expected, rtol=1e-5)
+        np.testing.assert_allclose(change[:, 3], 1.0 / (2.0 * STEP**2), rtol=1e-9)
+        higher = replace(axes, mass_reference=1.003 * mass)
+        assert fill_templates([low], higher, step=1e-4).counts.sum() == 1.0
 
     def test_out_of_the_mass_window(self) -> None:
         mass = float(pair().mass[0])
