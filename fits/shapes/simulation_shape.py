@@ -108,8 +108,8 @@ def _smooth_table(found: Floats, exposure: Floats, strength: float) -> Floats:
     """Table of the shape from events per node interval and the events times interval width looked at.
 
     Poisson regression of ln g on B-splines with a penalty on third differences (P-splines: Eilers and Marx, Stat.
-    Sci. 11 (1996) 89), whose limit is a Gaussian. A rough shape would make the likelihood of a bin rough. The mean of g over an interval is
-    that at two Gauss points: its value in the middle would make a Gaussian 0.04 % too wide.
+    Sci. 11 (1996) 89), whose limit is a Gaussian. A rough shape would make the likelihood of a bin rough. The mean of
+    g over an interval is that at two Gauss points: with its value in the middle a Gaussian came out too wide.
     """
     basis = _basis(_MIDDLES)
     third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
