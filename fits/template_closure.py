@@ -196,7 +196,8 @@ def _linearise(
     Columns of the work table, derivatives of the logarithm of the odds: yield, width of the bin, background, its
     slope, then the 8 shifts, their noise, and the residual. Its last row holds the prior on the slope.
 
-    With the yield of the bin fitted, the split of its K events is hypergeometric: variances are K/(K - 1) larger.
+    With the yield of the bin fitted, the split of its K events is hypergeometric: variances, and with them how
+    counts answer to a shift, are K/(K - 1) times those at the fitted yield.
     """
     n_mass, n_shift = derivatives.shape
     last = first_shift + 2 * n_shift
@@ -205,10 +206,12 @@ def _linearise(
     for m in range(n_mass):
         if purity[m] > 0.0:
             all_events += data[m] + simulation[m]
-    finite = max(all_events - 1.0, 0.0) / max(all_events, 1.0)
     n_row = 0
     work[:, :] = 0.0
     weight[:] = 0.0
+    if not all_events > 1.0:
+        return 0
+    finite = 1.0 - 1.0 / all_events
     for m in range(n_mass):
         pooled, f = data[m] + simulation[m], purity[m]
         if not (pooled > 0.0 and f > 0.0):
@@ -221,7 +224,7 @@ def _linearise(
         # Of the pooled sample, a part (1 - f) p is background, which does not move with the signal.
         of_signal = f / (1.0 - (1.0 - f) * p)
         g = of_signal * derivatives[m]
-        weight[m] = finite * variance
+        weight[m] = variance / finite
         work[m, 0] = 1.0
         if own_width:
             work[m, 1] = g[n_shift // 2 - 1] + g[n_shift - 1]
@@ -230,7 +233,7 @@ def _linearise(
             work[m, 3] = (1.0 - f) * (2.0 * m / (n_mass - 1.0) - 1.0)
         work[m, first_shift : first_shift + n_shift] = g
         work[m, first_shift + n_shift : last] = of_signal * noise[m]
-        work[m, last] = (p * pooled - data[m]) / variance
+        work[m, last] = finite * (p * pooled - data[m]) / variance
     if with_background:
         weight[n_mass] = 1.0 / slope_prior**2
         work[n_mass, 3] = 1.0
