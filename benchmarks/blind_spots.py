@@ -6,8 +6,8 @@
     python benchmarks/blind_spots.py --json > 1.json; python benchmarks/blind_spots.py --summary 1.json 2.json
 
 A seed is a random truth (A ~ 3e-4, e ~ 2e-3 GeV, M ~ 2e-5 /GeV), 1.18e6 J/psi candidates, 15 % of them background,
-against 4e6 simulated J/psi (mass fits, two passes), and for the closures 6e5 Upsilon candidates, 30 % of them
-background, against 2.7e6 simulated, and 1e6 Z against 4e6 (template fits, two passes). These are numbers in an
+against 4e6 simulated J/psi (mass fits, two passes), and for the closures 7.2e5 Upsilon candidates, 30 % of them
+background, against 3.2e6 simulated, and 1.03e6 Z against 4.1e6 (template fits, two passes). These are numbers in an
 acceptance wider than the cuts: inside are 1.06e6, 3.5e5 and 9.2e5. ``--jpsi 2`` doubles the J/psi. Simulation and
 random numbers of the data are the same for all models of a seed. A model is in the data of all three resonances; half
 of the data have another run number.
@@ -79,8 +79,8 @@ RUNS = (1, 2)
 # simulated pairs, data (signal and background), share of background in the data, its slope (1/GeV)
 SIZES = {
     "Jpsi": (4_000_000, 1_180_000, 0.15, 1.0),
-    "Y1S": (2_700_000, 600_000, 0.3, 0.3),
-    "Z": (4_000_000, 1_000_000, 0.0, 0.0),
+    "Y1S": (3_200_000, 720_000, 0.3, 0.3),
+    "Z": (4_100_000, 1_030_000, 0.0, 0.0),
 }
 MUON_PT = {"Y1S": (4.0, 50.0), "Z": (25.0, 100.0)}
 ROOM = {"Y1S": ((3.65, 54.0), (8.5, 10.2)), "Z": ((20.0, 120.0), (68.0, 116.0))}

@@ -33,12 +33,12 @@ draws = 3_000_000           # enough where the calibration is fixed in the mass 
 [samples.jpsi_data]
 resonance = "Jpsi"
 kind = "data"
-simulate = {{ events = 1_150_000, seed = 11, truth = "truth.json", background = 0.15 }}
+simulate = {{ events = 1_400_000, seed = 11, truth = "truth.json", background = 0.15 }}
 
 [samples.jpsi_mc]
 resonance = "Jpsi"
 kind = "simulation"
-simulate = {{ events = 4_200_000, seed = 12 }}
+simulate = {{ events = 5_100_000, seed = 12 }}
 
 [samples.upsilon_data]
 resonance = "Y1S"
