@@ -48,8 +48,8 @@ class CampaignSection(_Table):
     """1: calibrate once; 2: calibrate the corrected events once more."""
     resonance: str = "Jpsi"
     """What is calibrated on."""
-    engine: Literal["mass-fits", "template"] = "mass-fits"
-    """How A, e, M are extracted."""
+    engine: Literal["mass-fits", "template", "joint"] = "mass-fits"
+    """How A, e, M are extracted; joint: from the samples of [joint] together."""
     chunk_events: Annotated[int, Field(ge=1000)] = 500_000
     target: Literal["data", "simulation"] = "data"
     """What is corrected: data to simulation, or the simulation to its own generator-level momenta."""
