@@ -14,6 +14,7 @@ from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
 from musclecal.export import load_arrays
 from musclecal.records import ScaleParameters
+from musclecal.report import report_task
 from musclecal.samples import write_scale
 from musclecal.validation.closure import projection
 
@@ -136,7 +137,9 @@ def test_the_export_says_how_it_was_made(finished: Path) -> None:
 
 
 def test_other_engines_say_so_as_well(copy: Path, command: Command) -> None:
+    """And their report has the mass fits that it shows."""
     path = changed(copy, 'engine = "joint"', 'engine = "template"')
+    assert "extract/calibration@1" in {task.name for task in report_task(Campaign(path)).after}
     command("export", "--campaign", path)
     provenance = load_arrays(copy / "out" / "export" / "calibration.json").provenance
     assert (provenance["engine"], provenance["resonances"]) == ("template", "Jpsi")
@@ -197,6 +200,13 @@ def test_what_was_used_is_no_closure(finished: Path, command: Command, name: str
         f"musclecal: closure at {name}: the joint fit used {used}, so this is no closure; "
         "close on what it kept: Z odd\n"
     )
+
+
+def test_a_used_resonance_may_be_listed_for_the_systematics(copy: Path, command: Command) -> None:
+    """As the Upsilon is, by default: what is left of the list sets s."""
+    path = changed(copy, "toys = 1000", 'toys = 1000\nresonances = ["Jpsi", "Z"]')
+    table = json.loads(command("systematics", "--json", "--campaign", path).stdout)
+    assert set(table["factors"]) == {"Z", "joint"}
 
 
 @pytest.mark.parametrize(
