@@ -33,6 +33,7 @@ __all__ = [
     "half_of",
     "of_calibration",
     "of_information",
+    "sample_and_part",
 ]
 
 ALL_EVENTS = "all"
@@ -85,6 +86,13 @@ def contribution_name(name: str, part: str) -> str:
     if part not in (ALL_EVENTS, *HALVES):
         raise InputError(f"part {part!r} of the {name} sample: known are {', '.join((ALL_EVENTS, *HALVES))}")
     return name if part == ALL_EVENTS else f"{name} {part}"
+
+
+def sample_and_part(name: str) -> tuple[str, str]:
+    """("Z", "even") of "Z even", ("Z", "all") of "Z". Raises `InputError` for an unknown part."""
+    sample, _, part = name.partition(" ")
+    contribution_name(sample, part or ALL_EVENTS)
+    return sample, part or ALL_EVENTS
 
 
 def _without(normal: Floats, vector: Floats, own: Ints) -> tuple[Floats, Floats]:

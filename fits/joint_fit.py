@@ -283,13 +283,16 @@ def joint_fit(
     )
 
 
-def refuse_if_used(joint: JointFit, resonance: str, part: str = ALL_EVENTS) -> None:
-    """Raise `InputError` if a closure with these events would test the joint fit with its own input."""
+def refuse_if_used(used: Sequence[str], kept: Sequence[str], resonance: str, part: str = ALL_EVENTS) -> None:
+    """Raise `InputError` if a closure with these events would test a joint fit of ``used`` with its own input.
+
+    Parameters
+    ----------
+    used, kept : names of samples, as in `JointFit`.
+    """
     name = contribution_name(resonance, part)
     for other in (ALL_EVENTS, *HALVES):
-        used = contribution_name(resonance, other)
-        if used in joint.used and (ALL_EVENTS in (part, other) or part == other):
-            raise InputError(
-                f"closure at {name}: the joint fit used {used}, so this is no closure; close on a resonance that was "
-                "kept, or fit one half of the sample and close on the other"
-            )
+        own = contribution_name(resonance, other)
+        if own in used and (ALL_EVENTS in (part, other) or part == other):
+            instead = f"close on what it kept: {', '.join(kept)}" if kept else "it kept nothing to close on"
+            raise InputError(f"closure at {name}: the joint fit used {own}, so this is no closure; {instead}")

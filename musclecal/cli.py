@@ -248,8 +248,8 @@ for _name, _description, _show in (
         "joint",
         """Fit several resonances together; compare each with the rest.
 
-        The table [joint] says which are used; all others are kept for closure. The exported correction stays that of
-        the one calibration resonance.
+        The table [joint] says which are used; all others are kept for closure. It is the calibration of the campaign
+        (closures, export, ...) with engine = "joint" in the table [campaign].
         """,
         _show_joint,
     ),
@@ -266,8 +266,8 @@ for _name, _description, _show in (
 @main.command()
 @click.option(
     "--engine",
-    type=click.Choice(["mass-fits", "template"]),
-    help="Mass fits of 4D bins, or one template fit of all cells. [default: from the campaign file]",
+    type=click.Choice(["mass-fits", "template", "joint"]),
+    help="Mass fits, one template fit of all cells, or several resonances. [default: from the campaign file]",
 )
 @_target_option
 @_campaign_option
@@ -296,7 +296,7 @@ def extract(engine: str | None, target: str | None, path: Path, as_json: bool, f
 @click.option(
     "--resonance",
     "name",
-    help="Z, Y1S, Jpsi (one more pass), ... [default: all with data that are not calibrated on]",
+    help="Z, 'Z odd', Jpsi (one more pass), ... [default: all with data that are not calibrated on]",
 )
 @click.option(
     "--engine",
@@ -337,18 +337,21 @@ def closure(
     if a gated closure fails; --uncorrected and --calibration are never gated.
     """
     from musclecal.campaign import UNCORRECTED
+    from musclecal.fits.contribution import sample_and_part
     from musclecal.report import closure_table, closure_text, splits_table, splits_text
     from musclecal.resonances import resonance
 
     campaign, progress = _open(path, target)
     if name is not None:
-        resonance(name)
+        resonance(sample_and_part(name)[0])
     if uncorrected and given is not None:
         raise InputError("--uncorrected and --calibration exclude each other")
     names = campaign.closures if name is None else (name,)
     if not names:
         raise InputError(
             f"{path}: no data of another resonance than {campaign.calibrated}: nothing to close on"
+            if not campaign.is_joint
+            else f"{path}: joint.use leaves no data to close on"
         )
     if as_json and len(names) > 1:
         raise InputError("--json gives one closure: choose it with --resonance")

@@ -48,8 +48,8 @@ class CampaignSection(_Table):
     """1: calibrate once; 2: calibrate the corrected events once more."""
     resonance: str = "Jpsi"
     """What is calibrated on."""
-    engine: Literal["mass-fits", "template"] = "mass-fits"
-    """How A, e, M are extracted."""
+    engine: Literal["mass-fits", "template", "joint"] = "mass-fits"
+    """How A, e, M are extracted; joint: from the samples of [joint] together."""
     chunk_events: Annotated[int, Field(ge=1000)] = 500_000
     target: Literal["data", "simulation"] = "data"
     """What is corrected: data to simulation, or the simulation to its own generator-level momenta."""
@@ -314,6 +314,10 @@ class CampaignConfig(_Table):
             raise ValueError(
                 f"systematics.quote: {self.systematics.quote!r} is neither joint nor one of {', '.join(closing)}"
             )
+        use = self.joint.use
+        for name in use:
+            if use.count(name) > 1 or (name.split()[0] in use and " " in name):
+                raise ValueError(f"joint.use: events of {name} are there twice")
         edges = self.propagation.pt_edges
         if edges is not None and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
             raise ValueError(f"propagation.pt_edges: must increase, got {list(edges)}")

@@ -70,6 +70,7 @@ _TEMPLATE = """\
 name = "my-period"
 output = "out"             # everything that is made goes here
 # passes = 2               # 2: calibrate the corrected events once more
+# engine = "joint"         # J/psi, Upsilon and half of the Z in one fit, closed on the other half
 
 [binning]
 eta_bins = 24              # one A, e, M per eta bin

@@ -61,11 +61,11 @@ def draw_mass_fit(
 
 def _draw_template_closure(campaign: Campaign, name: str, folder: Path) -> None:
     """Masses of data and simulation, and the parts of the sample."""
-    task = campaign.template_task(
-        name, campaign.calibrated_muons(), campaign.config.settings(name).closure_parameters
-    )
-    data, simulation = campaign.template_histograms(name, task)
-    label = campaign.config.resonance(name).label
+    resonance, part = campaign.sample_to_close(name)
+    parameters = campaign.config.settings(resonance).closure_parameters
+    task = campaign.template_task(resonance, campaign.calibrated_muons(), parameters, part)
+    data, simulation = campaign.template_histograms(resonance, task, part)
+    label = campaign.config.resonance(resonance).label
     closure_plots.plot_masses(
         data, simulation, folder / f"mass_{name}.png", title=f"{label}: calibrated muons"
     )
@@ -118,7 +118,8 @@ def write_figures(campaign: Campaign, folder: Path) -> None:
     calibration, truth = campaign.calibration(), campaign.truth()
     plots.plot_calibration(calibration, folder / "calibration.png", truth)
     plots.plot_scale_at(calibration, folder / "scale_at_pt.png", truth=truth)
-    plots.plot_pulls(calibration, folder / "pulls.png")
+    if len(calibration.pulls):
+        plots.plot_pulls(calibration, folder / "pulls.png")
     plots.plot_covariance(calibration, folder / "correlations.png")
     draw_mass_fit(
         campaign, campaign.calibrated, campaign.last_pass, None, folder / f"mass_{campaign.calibrated}.png"

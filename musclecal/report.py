@@ -24,6 +24,7 @@ from musclecal.store import load
 from musclecal.tasks import Task, write_text
 from musclecal.uncertainty_report import resolution_text, systematic_text
 from musclecal.validation.closure import mean_residual
+from musclecal.validation.joint_table import joint_text
 from musclecal.validation.propagation import impacts_table
 
 __all__ = [
@@ -192,6 +193,7 @@ def closure_table(closure: Closure) -> dict[str, object]:
     """The closure as plain numbers. A, M, e are corrections that are still to be applied."""
     table: dict[str, object] = {
         "resonance": closure.resonance,
+        "part": closure.part,
         "engine": closure.engine,
         "eta_edges": closure.eta_edges.tolist(),
     }
@@ -225,7 +227,7 @@ def closure_text(closure: Closure) -> str:
         "uncorrected": "correction needed, as nothing was applied",
         "own events": "what is left on the events of the calibration itself: no verdict",
     }.get(c.applied, "residual correction")
-    lines = [f"{c.resonance}: {what} (+- closure sample, all)"]
+    lines = [f"{c.name}: {what} (+- closure sample, all)"]
     lines.append("eta bin          " + "".join(f"{units[name][1]:>28}" for name in c.parameter_names))
     for n in range(len(c.values)):
         line = f"{c.eta_edges[n]:+6.2f} .. {c.eta_edges[n + 1]:+6.2f} "
@@ -308,6 +310,8 @@ def summary(campaign: Campaign) -> str:
     parts = [f"Campaign {config.campaign.name}", cut_flow_text(campaign, campaign.calibrated, 0)]
     parts.append(fit_text(campaign.mass_fits(campaign.calibrated, campaign.last_pass)))
     parts.append(calibration_text(campaign.calibration(), campaign.truth()))
+    if campaign.is_joint:
+        parts.append(joint_text(campaign.joint()))
     for name in campaign.closures:
         before, after = campaign.closure(name, corrected=False), campaign.closure(name)
         mean, error, _ = mean_residual(before)
@@ -333,7 +337,7 @@ def summary(campaign: Campaign) -> str:
 
 def report_task(campaign: Campaign) -> Task:
     """The task that writes the figures and the summary of a campaign."""
-    after = [campaign.export_task(), campaign.extract_task(0)]
+    after = [campaign.export_task(), campaign.extract_task(campaign.last_pass)]
     for name in campaign.closures:
         after += [campaign.closure_task(name), campaign.closure_task(name, corrected=False)]
         if campaign.engine_of(name) == "template":

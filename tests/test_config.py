@@ -197,6 +197,14 @@ def test_splits_that_cannot_be_made_are_refused_at_once(tmp_path: Path, table: s
 
 
 @pytest.mark.parametrize(
+    ("use", "twice"), [('"Z", "Jpsi", "Z even"', "Z even"), ('"Z odd", "Jpsi", "Z odd"', "Z odd")]
+)
+def test_events_that_would_be_fitted_twice_are_refused_at_once(tmp_path: Path, use: str, twice: str) -> None:
+    message = f"joint.use: events of {twice} are there twice"
+    assert message in refusal(tmp_path, f"{MINIMAL}[joint]\nuse = [{use}]")
+
+
+@pytest.mark.parametrize(
     ("text", "where"),
     [
         (MINIMAL + "[resonances.JPsi]", "resonances.JPsi"),

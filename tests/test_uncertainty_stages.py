@@ -309,7 +309,7 @@ def test_together_they_know_more_than_the_j_psi(finished: Path, command: Command
 def test_what_is_used_and_what_is_kept_is_an_option(copy: Path, command: Command) -> None:
     path = changed(copy, "[systematics]", '[joint]\nuse = ["Jpsi", "Z"]\n[systematics]')
     result = command("joint", "--campaign", path)
-    assert redone(result) == {"joint"}
+    assert redone(result) == {"joint@0", "template/Z_joint@0_AM", "template/Y1S_joint@0_AM", "joint@1"}
     assert "joint fit of Jpsi + Z; kept for closure: Y1S" in result.stdout
 
 

@@ -422,7 +422,7 @@ def _bin_text(fits: BinFits, row: int) -> tuple[str, ...]:
 
 
 def _label(closure: Closure) -> str:
-    return resonance(closure.resonance).label
+    return resonance(closure.resonance).label + closure.name.removeprefix(closure.resonance)
 
 
 def _against_truth(calibration: ScaleCalibration, truth: ScaleParameters) -> Chi2:

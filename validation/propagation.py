@@ -122,7 +122,7 @@ def calibration_sources(
     if calibration is not None:
         if not (np.isfinite(s) and s >= 0.0):
             raise InputError(f"s: a factor of at least zero, got {s}")
-        label = "J/psi statistics" if s == 1.0 else f"J/psi statistics x {s:.3g}"
+        label = "calibration statistics" if s == 1.0 else f"calibration statistics x {s:.3g}"
         add(label, s * _variations(calibration, "calibration", _SCALE, _SCALE, n_eta))
     if closure is not None:
         add("Z closure statistics", _variations(closure, "closure", closure_parameters, _SCALE, n_eta))

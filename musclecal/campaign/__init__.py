@@ -1,8 +1,8 @@
 """A campaign: which tasks a campaign file asks for, and how each makes its output from those before it.
 
 Folders under the output folder: samples, binning, fill, fit, extract, template, closure, refine, export, figures.
-Each class adds stages to those before it: `inputs`, `calibration`, `template`, `closures`, `refinement`, and here the
-export and the list of all.
+Each class adds stages to those before it: `inputs`, `calibration`, `template`, `joint`, `closures`, `refinement`,
+`resolution`, `uncertainty`, and here the export and the list of all.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ from musclecal.campaign.template import Applied
 from musclecal.campaign.uncertainty import BOSONS, UncertaintyStages
 from musclecal.errors import QualityGateError
 from musclecal.export import export_arrays, export_correctionlib
+from musclecal.fits.contribution import sample_and_part
 from musclecal.records import MassFits, ScaleCalibration
 from musclecal.samples import Progress
 from musclecal.tasks import Task, package_version
@@ -46,17 +47,24 @@ class Campaign(UncertaintyStages):
                     (self.calibration_task,), also)  # fmt: skip
 
     def _provenance(self) -> dict[str, str]:
-        samples = self.config.samples
-        used = [name for name, s in samples.items() if s.resonance == self.calibrated]
+        names = self.config.joint.use if self.is_joint else (self.calibrated,)
+        resonances = {sample_and_part(name)[0] for name in names}
+        used = [name for name, s in self.config.samples.items() if s.resonance in resonances]
+        model = self.config.resonance(self.calibrated).model
         target = {"corrects": "simulation, to its own truth"} if self.corrects_simulation else {}
-        return target | {
-            "campaign": self.config.campaign.name,
-            "musclecal": package_version(),
-            "resonance": self.calibrated,
-            "model": self.config.resonance(self.calibrated).model,
-            "samples": ", ".join(used),
-            "passes": str(self.config.campaign.passes),
-        }
+        mass_fits = {"model": model} if self.first_engine == "mass-fits" else {}
+        return (
+            target
+            | mass_fits
+            | {
+                "campaign": self.config.campaign.name,
+                "musclecal": package_version(),
+                "engine": self.config.campaign.engine,
+                "resonances": ", ".join(names),
+                "samples": ", ".join(used),
+                "passes": str(self.config.campaign.passes),
+            }
+        )
 
     def _export(self) -> None:
         calibration, output = self.calibration(), self.export_task().output
@@ -134,13 +142,15 @@ class Campaign(UncertaintyStages):
         for name in closures:
             closure = self.closure(name, engine=engine, applied=applied)
             # Without s the correction has no known uncertainty, or was made from the same events.
-            gated = name in gates.closure_resonances and closure.s is not None
+            gated = closure.resonance in gates.closure_resonances and closure.s is not None
             if (
                 gated
-                and not (name == "Z" and closure.engine == "scalar")
+                and not (closure.resonance == "Z" and closure.engine == "scalar")
                 and closure.p_value < gates.closure_p_value
             ):
-                failed.append(f"closure at {name}: p-value {closure.p_value:.2g} < {gates.closure_p_value:g}")
+                failed.append(
+                    f"closure at {closure.name}: p-value {closure.p_value:.2g} < {gates.closure_p_value:g}"
+                )
         return failed
 
 

@@ -5,8 +5,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from musclecal.campaign.template import Applied, DataAndSimulation, TemplateStages
+from musclecal.campaign.joint import JointStages
+from musclecal.campaign.template import Applied, DataAndSimulation
 from musclecal.errors import InputError
+from musclecal.fits.contribution import ALL_EVENTS, sample_and_part
 from musclecal.fits.phi_waves import count_angles, wave_information
 from musclecal.fits.scale_information import scale_information
 from musclecal.given_correction import read_correction
@@ -14,7 +16,6 @@ from musclecal.records import (
     Closure,
     ClosureSplits,
     DimuonEvents,
-    ScaleCalibration,
     SplitTest,
     TemplateHistogram,
 )
@@ -36,7 +37,7 @@ def in_runs(events: DimuonEvents, low: int, high: int) -> DimuonEvents:
     return events.select((events.run >= low) & (events.run < high))
 
 
-class ClosureStages(TemplateStages):
+class ClosureStages(JointStages):
     """The closure stage."""
 
     def calibrated_muons(self) -> Applied:
@@ -51,12 +52,7 @@ class ClosureStages(TemplateStages):
                 f'samples: no sample of kind "data" for the resonance {self.calibrated}, which is calibrated on: '
                 "add one, or close with --uncorrected or --calibration"
             )
-        task = self.calibration_task
-
-        def scale() -> ScaleCalibration:
-            return load(task.output, ScaleCalibration)
-
-        return Applied("calibrated", (task,), (), lambda: self.corrections_of(scale()), scale)
+        return self.corrected_by("calibrated", self.calibration_task, self.calibration)
 
     def given_correction(self, path: Path) -> Applied:
         """Muons corrected with what is in a file or an export folder.
@@ -82,22 +78,34 @@ class ClosureStages(TemplateStages):
 
     def closure_task(
         self,
-        resonance: str,
+        name: str,
         *,
         corrected: bool = True,
         applied: Applied | None = None,
         engine: str | None = None,
     ) -> Task:
-        """Residual correction at a resonance: after the calibration, after ``applied``, or uncorrected."""
+        """Residual correction at a resonance or a half of it: after the calibration, after ``applied``, or uncorrected.
+
+        Raises
+        ------
+        InputError : the calibration used these events; half of a sample in the scalar engine.
+        """
         applied = applied or (self.calibrated_muons() if corrected else UNCORRECTED)
+        own = applied.name == "calibrated"
+        resonance, part = self.sample_to_close(name) if own else sample_and_part(name)
         engine = self.engine_of(resonance, engine)
         parameters = self.config.settings(resonance).closure_parameters
-        name = "_".join((resonance, *(() if applied.name == "calibrated" else (applied.name,)), engine))
+        half = () if part == ALL_EVENTS else (part,)
+        name = "_".join((resonance, *half, *(() if own else (applied.name,)), engine))
         output = self.output / "closure" / f"{name}.h5"
         if engine == "template":
-            fit = self.template_task(resonance, applied, parameters)
-            run = partial(self._close_template, fit, applied, parameters, output)
+            fit = self.template_task(resonance, applied, parameters, part)
+            run = partial(self._close_template, fit, applied, parameters, part, output)
             after: tuple[Task, ...] = (fit, *applied.after)
+        elif half:
+            raise InputError(
+                f"closure at {resonance} {part}: only the template engine closes half of a sample"
+            )
         else:
             passes = self._passes_of(applied)
             run = partial(self._close_scalar, resonance, applied, parameters, output)
@@ -111,9 +119,11 @@ class ClosureStages(TemplateStages):
             raise InputError("--calibration: only the template engine closes a given correction")
         return self.last_pass + 1 if applied.name == "calibrated" else 0
 
-    def _close_template(self, fit: Task, applied: Applied, parameters: tuple[str, ...], output: Path) -> None:
+    def _close_template(
+        self, fit: Task, applied: Applied, parameters: tuple[str, ...], part: str, output: Path
+    ) -> None:
         closure = template_closure(self.template_fit(fit), applied.scale(), parameters)
-        save(output, self._labelled(closure, applied))
+        save(output, self._labelled(replace(closure, part=part), applied))
 
     def _close_scalar(
         self, resonance: str, applied: Applied, parameters: tuple[str, ...], output: Path
@@ -124,27 +134,31 @@ class ClosureStages(TemplateStages):
 
     def _labelled(self, closure: Closure, applied: Applied) -> Closure:
         """With what was applied; without s where the calibration was made from the same events."""
-        own = applied.name == "calibrated" and closure.resonance == self.calibrated
+        own = applied.name == "calibrated" and closure.resonance not in self.closures
         return (
             replace(closure, s=None, applied="own events") if own else replace(closure, applied=applied.name)
         )
 
     def closure(
         self,
-        resonance: str,
+        name: str,
         *,
         corrected: bool = True,
         applied: Applied | None = None,
         engine: str | None = None,
     ) -> Closure:
-        """The closure of a resonance, once its task is done."""
-        task = self.closure_task(resonance, corrected=corrected, applied=applied, engine=engine)
+        """The closure of a resonance or a half of it, once its task is done."""
+        task = self.closure_task(name, corrected=corrected, applied=applied, engine=engine)
         return load(task.output, Closure)
 
     # Parts of the sample
 
-    def splits_task(self, resonance: str, *, applied: Applied | None = None) -> Task:
-        """Closure in phi, run ranges, charge order and pT asymmetry, in the template engine."""
+    def splits_task(self, name: str, *, applied: Applied | None = None) -> Task:
+        """Closure in phi, run ranges, charge order and pT asymmetry, in the template engine.
+
+        Always of the whole sample: A and M of every eta bin are free, so it does not matter what they were fitted to.
+        """
+        resonance = sample_and_part(name)[0]
         applied = applied or self.calibrated_muons()
         settings = self.config.closure
         fit = self.template_task(resonance, applied, ("A", "M"))
@@ -192,6 +206,6 @@ class ClosureStages(TemplateStages):
             names.append(f"runs {low} to {high - 1}")
         return run_test(parts, names, whole.simulation.n_effective)
 
-    def splits(self, resonance: str, *, applied: Applied | None = None) -> ClosureSplits:
+    def splits(self, name: str, *, applied: Applied | None = None) -> ClosureSplits:
         """The split tests of a resonance, once their task is done."""
-        return load(self.splits_task(resonance, applied=applied).output, ClosureSplits)
+        return load(self.splits_task(name, applied=applied).output, ClosureSplits)

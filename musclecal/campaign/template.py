@@ -44,7 +44,7 @@ class Applied:
 
     Attributes
     ----------
-    name : "calibrated", "uncorrected", or of a given correction: part of file names.
+    name : "calibrated", "uncorrected", or of another correction: part of file names.
     after, inputs : tasks and files it comes from.
     corrections : gives them, once the tasks are done.
     scale : gives A, e, M with covariance, or None where there is none.
@@ -219,6 +219,10 @@ class TemplateStages(CalibrationStages):
         bins = self._bin_information(self.calibrated, DataAndSimulation(data, simulation))
         save(output, template_calibration(self.template_fit(fit), bins))
 
+    def corrected_by(self, name: str, task: Task, scale: Callable[[], ScaleCalibration]) -> Applied:
+        """Muons corrected with a calibration that a task makes."""
+        return Applied(name, (task,), (), lambda: self.corrections_of(scale()), scale)
+
     @staticmethod
     def corrections_at(applied: Applied, fit: TemplateFit) -> tuple[Correction, ...]:
         """What takes the data to the point of a fit."""
@@ -228,9 +232,11 @@ class TemplateStages(CalibrationStages):
         """The fit of a template task that is done."""
         return load(task.output, TemplateFit)
 
-    def template_histograms(self, resonance: str, task: Task) -> tuple[TemplateHistogram, TemplateHistogram]:
+    def template_histograms(
+        self, resonance: str, task: Task, part: str = ALL_EVENTS
+    ) -> tuple[TemplateHistogram, TemplateHistogram]:
         """(data at the last point of a template task, simulation)."""
-        simulation = load(self.template_simulation_task(resonance).output, TemplateHistogram)
+        simulation = load(self.template_simulation_task(resonance, part=part).output, TemplateHistogram)
         return load(self._data_histogram_of(task.output), TemplateHistogram), simulation
 
 

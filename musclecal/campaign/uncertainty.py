@@ -1,4 +1,4 @@
-"""The stages systematics, propagate and joint: what the closures say about the uncertainty, and what it means."""
+"""The stages systematics and propagate: what the closures say about the uncertainty, and what it means."""
 
 from functools import partial
 from pathlib import Path
@@ -7,20 +7,15 @@ import numpy as np
 
 from musclecal.campaign.resolution import ResolutionStages
 from musclecal.errors import InputError
-from musclecal.fits.contribution import ALL_EVENTS, Contribution, of_calibration, of_information
-from musclecal.fits.joint_fit import joint_fit
 from musclecal.fits.resolution import resolution_model
 from musclecal.records import (
     BosonTemplates,
     Closure,
-    JointFit,
     MassImpacts,
     NuisanceGroup,
     Nuisances,
     Resolution,
-    ScaleParameters,
     ScaleSystematic,
-    TemplateFit,
 )
 from musclecal.resonances import resonance
 from musclecal.simulate import ResolutionModel, default_resolution
@@ -38,22 +33,23 @@ BOSONS = ("W", "Z")
 
 
 class UncertaintyStages(ResolutionStages):
-    """The stages systematics, propagate and joint."""
+    """The stages systematics and propagate."""
 
     # Systematics
 
     @property
     def systematic_closures(self) -> tuple[str, ...]:
-        """Resonances whose closures set s: those of the campaign file that have data."""
+        """Resonances whose closures set s: those of the campaign file with data that the calibration does not use."""
         return tuple(name for name in self.config.systematics.resonances if name in self.closures)
 
     def systematics_task(self) -> Task:
         """s of each closure and jointly; the nuisances beside it."""
-        names = self.systematic_closures
+        names, quote = self.systematic_closures, self.config.systematics.quote
+        wanted = self.config.systematics.resonances
+        for name in (quote,) if quote != "joint" else () if names else wanted:
+            self.sample_to_close(name)
         if not names:
-            wanted = ", ".join(self.config.systematics.resonances)
-            raise InputError(f"systematics: no data of any of {wanted} to close on")
-        quote = self.config.systematics.quote
+            raise InputError(f"systematics: no data of any of {', '.join(wanted)} to close on")
         if quote not in ("joint", *names):
             raise InputError(f"systematics.quote: {quote} is not among the closures: {', '.join(names)}")
         output = self.output / "systematics" / "systematic.h5"
@@ -199,66 +195,6 @@ class UncertaintyStages(ResolutionStages):
     def impacts(self) -> tuple[MassImpacts, ...]:
         """Impacts on m_W and m_Z, once their tasks are done."""
         return tuple(load(self.propagate_task(boson).output, MassImpacts) for boson in BOSONS)
-
-    # Several resonances in one fit
-
-    def joint_task(self) -> Task:
-        """One calibration from several resonances, and how each agrees with the others."""
-        names = self._joint_samples
-        output = self.output / "joint" / "joint.h5"
-        after: tuple[Task, ...] = (self.calibration_task,)
-        for name in names:
-            if name != self.calibrated:
-                after += (self._part_task(*_sample_and_part(name)),)
-        options = {"samples": names, "use": self.config.joint.use}
-        return Task("joint", "joint", output, self._fit_jointly, options, (), after)
-
-    @property
-    def _joint_samples(self) -> tuple[str, ...]:
-        """Used and kept samples: those of [joint], then all other closures."""
-        used = self.config.joint.use
-        resonances = {_sample_and_part(name)[0] for name in used}
-        known = (self.calibrated, *self.closures)
-        for name in resonances:
-            if name not in known:
-                raise InputError(f"joint.use: the campaign has no data of {name}: it has {', '.join(known)}")
-        halves = tuple(
-            f"{name} {'odd' if part == 'even' else 'even'}"
-            for name, part in map(_sample_and_part, used)
-            if part != ALL_EVENTS
-        )
-        kept = tuple(name for name in known if name not in resonances)
-        return (*used, *(half for half in halves if half not in used), *kept)
-
-    def _part_task(self, resonance: str, part: str) -> Task:
-        return self.template_task(resonance, self.calibrated_muons(), part=part)
-
-    def _fit_jointly(self) -> None:
-        calibration = self.calibration()
-        contributions: list[Contribution] = []
-        for name in self._joint_samples:
-            sample, part = _sample_and_part(name)
-            if name == self.calibrated:
-                contributions.append(of_calibration(name, calibration))
-                continue
-            fit = load(self._part_task(sample, part).output, TemplateFit)
-            applied = ScaleParameters(
-                calibration.eta_edges,
-                *(getattr(calibration, letter) + getattr(fit.point, letter) for letter in ("A", "e", "M")),
-            )
-            contributions.append(of_information(fit.information, applied, part=part))
-        result = joint_fit(contributions, self.config.joint.use, passes=calibration.passes)
-        save(self.joint_task().output, result)
-
-    def joint(self) -> JointFit:
-        """The joint fit, once its task is done."""
-        return load(self.joint_task().output, JointFit)
-
-
-def _sample_and_part(name: str) -> tuple[str, str]:
-    """("Z", "even") of "Z even"; ("Z", "all") of "Z"."""
-    sample, _, part = name.partition(" ")
-    return sample, part or ALL_EVENTS
 
 
 def _all_parameters(resolution: Resolution) -> np.ndarray:

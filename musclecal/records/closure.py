@@ -40,6 +40,7 @@ class Closure:
     events_fraction : events in used fits over events selected.
     applied : to the muons: "calibrated" (the campaign's), "uncorrected", "given_..." (a given correction), or "own
         events" where the calibration was made from these, so that the residual says nothing about its uncertainty.
+    part : which events of the resonance: "all", or the half by event number that was held out, "even" or "odd".
     """
 
     resonance: str
@@ -58,6 +59,12 @@ class Closure:
     mean_k: Floats
     events_fraction: float
     applied: str = "calibrated"
+    part: str = "all"
+
+    @property
+    def name(self) -> str:
+        """For tables and titles: "Z", "Z odd"."""
+        return self.resonance if self.part == "all" else f"{self.resonance} {self.part}"
 
     @property
     def s_quoted(self) -> float | None:

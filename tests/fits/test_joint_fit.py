@@ -11,7 +11,7 @@ from musclecal.apply import correct
 from musclecal.binning import TemplateBinning
 from musclecal.covariance import chi2_of
 from musclecal.errors import InputError
-from musclecal.fits.contribution import Contribution, of_calibration, of_information
+from musclecal.fits.contribution import Contribution, of_calibration, of_information, sample_and_part
 from musclecal.fits.joint_fit import joint_fit, refuse_if_used
 from musclecal.fits.scale_information import scale_information
 from musclecal.fits.template_closure import bin_information, log_derivatives
@@ -523,12 +523,14 @@ class TestChoice:
     def test_no_closure_on_what_was_used(
         self, use: tuple[str, ...], resonance_name: str, part: str, refused: str | None
     ) -> None:
-        joint = replace(joint_fit(contributions(random_scale(20), n=1)), used=use)
         if refused is None:
-            refuse_if_used(joint, resonance_name, part)
+            refuse_if_used(use, ["Y1S"], resonance_name, part)
             return
-        with pytest.raises(InputError, match=f"closure at {refused}: the joint fit used Z.*no closure"):
-            refuse_if_used(joint, resonance_name, part)
+        words = f"closure at {refused}: the joint fit used Z.*no closure"
+        with pytest.raises(InputError, match=f"{words}; close on what it kept: Y1S, psi2S"):
+            refuse_if_used(use, ["Y1S", "psi2S"], resonance_name, part)
+        with pytest.raises(InputError, match=f"{words}; it kept nothing to close on"):
+            refuse_if_used(use, [], resonance_name, part)
 
     def test_bad_input_is_named(self) -> None:
         made = contributions(random_scale(21))
@@ -551,7 +553,9 @@ class TestChoice:
             with pytest.raises(InputError, match=words):
                 joint_fit(samples, use)
         with pytest.raises(InputError, match="part 'first' of the Z sample"):
-            refuse_if_used(joint_fit(made), "Z", "first")
+            refuse_if_used(["Z"], [], "Z", "first")
+        with pytest.raises(InputError, match="part 'first' of the Z sample"):
+            sample_and_part("Z first")
 
 
 class TestOnTemplates:

@@ -284,7 +284,7 @@ def test_table(toy: BosonTemplates, toy_sources: tuple[Source, ...]) -> None:
         "| source | nuisances | m_W unprofiled | m_W frozen | m_W constrained | m_Z unprof"
     )
     assert rows[2].startswith(
-        f"| J/psi statistics x 2.1 | 6 | {impacts.unprofiled[0]:.2f} | {impacts.frozen[0]:.2f}"
+        f"| calibration statistics x 2.1 | 6 | {impacts.unprofiled[0]:.2f} | {impacts.frozen[0]:.2f}"
     )
     assert [row.split(" | ")[0][2:] for row in rows[3:7]] == [
         "Z closure statistics", "resonance mass", "resolution", "calibration, total",
@@ -322,7 +322,7 @@ def test_bad_sources_are_named(make: Callable[[], object], message: str) -> None
 def test_bad_fits_are_named(toy: BosonTemplates, toy_sources: tuple[Source, ...]) -> None:
     with pytest.raises(InputError, match="no source"):
         mass_impacts(toy, ())
-    with pytest.raises(InputError, match="J/psi statistics: not the 2 eta bins of the templates"):
+    with pytest.raises(InputError, match="calibration statistics: not the 2 eta bins of the templates"):
         mass_impacts(toy, calibration_sources(3, calibration=identity(9)))
     with pytest.raises(InputError, match="luminosity: must be positive, got 0"):
         mass_impacts(toy, toy_sources, luminosity=0.0)
