@@ -29,12 +29,14 @@ from musclecal.records.scale import (
     ScaleWithCovariance,
     TemplateFit,
 )
+from musclecal.records.tables import CorrectionTables
 
 __all__ = [
     "BinFits",
     "BosonTemplates",
     "Closure",
     "ClosureSplits",
+    "CorrectionTables",
     "CutFlow",
     "DimuonEvents",
     "Floats",
