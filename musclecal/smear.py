@@ -25,7 +25,7 @@ from musclecal.compiled import kernel
 from musclecal.errors import InputError
 from musclecal.records import DimuonEvents, Floats, Muons, Smearing
 
-__all__ = ["DISTRIBUTION", "DRAW_INPUTS", "extra_sigma", "normal_draws", "smear"]
+__all__ = ["DISTRIBUTION", "DRAW_INPUTS", "extra_sigma", "normal_draws", "smear", "smeared_factors"]
 
 DRAW_INPUTS = ("run", "lumi", "event", "phi", "salt")
 """Inputs of the hash, in this order; phi is real, the others are integers."""
@@ -139,6 +139,50 @@ def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLi
         raise InputError("smearing: run, lumi, event and phi must be arrays of one length")
     out = np.empty(len(rounded))
     _normal_draws(runs, lumis, numbers, rounded.view(np.uint64), _words([salt], "salt"), _PRIMES, _PCG, out)
+    return out
+
+
+@kernel
+def _smeared_factors(
+    pt: Floats, eta: Floats, phi: Floats, run: Words, lumi: Words, event: Words, salt: Words, edges: Floats,
+    coefficients: Floats, pt_low: float, pt_high: float, primes: Words, pcg: Words, out: Floats,
+) -> None:  # fmt: skip
+    """phi : rounded. Rows of ``coefficients``: a, b, c, d."""
+    words = phi.view(np.uint64)
+    for n in range(out.size):
+        p, i = float(pt[n]), bin_of(edges, float(eta[n]))
+        out[n] = 1.0
+        if i >= 0 and pt_low <= p < pt_high and math.isfinite(phi[n]):
+            a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]
+            square = p * p
+            variance = a + c * square + b * square / (square + d)
+            if variance > 0.0:
+                draw = _normal_of(_hash_of_five(run[n], lumi[n], event[n], words[n], salt[0], primes), pcg)
+                out[n] = 1.0 / (1.0 + math.sqrt(variance) * draw)
+
+
+def smeared_factors(
+    pt: Floats,
+    eta: Floats,
+    phi: Floats,
+    run: ArrayLike,
+    lumi: ArrayLike,
+    event: ArrayLike,
+    salt: int,
+    extra: Smearing,
+    pt_range: tuple[float, float],
+) -> Floats:
+    """(n,) factors 1/(1 + sigma g) on pT; 1 outside the ranges of eta and pT (GeV), and for phi that is not finite.
+
+    Raises
+    ------
+    InputError : run, lumi or event are no integers.
+    """
+    rounded = np.asarray(phi, dtype=np.float64).astype(np.float32).astype(np.float64)
+    out, table = np.empty(len(rounded)), np.array([extra.a, extra.b, extra.c, extra.d])
+    words = (_words(run, "run"), _words(lumi, "lumi"), _words(event, "event"), _words([salt], "salt"))
+    edges = np.ascontiguousarray(extra.eta_edges)
+    _smeared_factors(pt, eta, rounded, *words, edges, table, *pt_range, _PRIMES, _PCG, out)
     return out
 
 

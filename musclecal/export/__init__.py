@@ -8,6 +8,7 @@ Not for: files between stages (`musclecal.store`).
 
 from musclecal.export.arrays import export_json, export_npz, load_arrays
 from musclecal.export.correctionlib_json import export_correctionlib, load_correctionlib
+from musclecal.export.folder import read_tables
 from musclecal.export.refinement import export_refinement, load_refinement
 from musclecal.export.tables import correction_tables
 
@@ -20,4 +21,5 @@ __all__ = [
     "load_arrays",
     "load_correctionlib",
     "load_refinement",
+    "read_tables",
 ]

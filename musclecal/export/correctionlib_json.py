@@ -175,7 +175,9 @@ def _scale(periods: Mapping[str, CorrectionTables]) -> Any:
         return _if_charged(schemav2.Category(nodetype="category", input="syst", content=items))
 
     syst = schemav2.Variable(
-        name="syst", type="string", description="nom, or the name of a variation with _up or _down; else an error"
+        name="syst",
+        type="string",
+        description="nom, or the name of a variation with _up or _down; else an error",
     )
     return _correction(
         CORRECTION_NAME, _about_scale(periods), [*_muon_inputs(periods, "pt", "eta", "charge"), syst],
@@ -219,9 +221,7 @@ def _smear(periods: Mapping[str, CorrectionTables]) -> Any:
         m = tables.smearing
         rows = _rounded(np.stack([m.a, m.b, m.c, m.d], axis=1)).tolist()
         sizes = [_formula(_SMEARED, ["pt", "phi"], row) for row in rows]
-        draw = schemav2.HashPRNG(
-            nodetype="hashprng", inputs=list(DRAW_INPUTS), distribution=DISTRIBUTION
-        )
+        draw = schemav2.HashPRNG(nodetype="hashprng", inputs=list(DRAW_INPUTS), distribution=DISTRIBUTION)
         smeared = _transform("phi", draw, _binning("eta", m.eta_edges, sizes))
         rounded = _transform("phi", _formula(_TO_FLOAT32, ["phi"]), smeared)
         return _binning("pt", tables.pt_range, [_binning("phi", _ANY_PHI, [rounded])])
@@ -259,7 +259,9 @@ def _table(periods: Mapping[str, CorrectionTables], letter: str) -> Any:
     return _correction(f"muon_{letter}", about, _muon_inputs(periods, "eta"), _per_period(periods, tree))
 
 
-def _correction(name: str, about: str, inputs: list[Any], data: Any, formulas: list[Any] | None = None) -> Any:
+def _correction(
+    name: str, about: str, inputs: list[Any], data: Any, formulas: list[Any] | None = None
+) -> Any:
     from correctionlib import schemav2
 
     generic = {} if formulas is None else {"generic_formulas": formulas}
@@ -284,7 +286,10 @@ def _muon_inputs(periods: Mapping[str, CorrectionTables], *names: str) -> list[A
     low, high = next(iter(periods.values())).pt_range
     known = {
         "period": ("string", f"one of {', '.join(periods)}; else an error"),
-        "pt": ("real", f"pT before the correction, GeV; factor 1 unless {low:g} <= pt < {high:g}, and for nan"),
+        "pt": (
+            "real",
+            f"pT before the correction, GeV; factor 1 unless {low:g} <= pt < {high:g}, and for nan",
+        ),
         "eta": ("real", "eta of the muon; [low, high) bins, no correction outside and for nan"),
         "phi": ("real", "phi of the muon, rad, rounded to float32 before it is used; factor 1 for nan"),
         "charge": ("real", "+1.0 or -1.0, as a floating point number; else no correction"),
@@ -352,7 +357,9 @@ def _archived(description: str) -> dict[str, Any]:
         raise InputError(f"no {FORMAT} in the description")
     archive: dict[str, dict[str, Any]] = json.loads(line.removeprefix(_ARCHIVE))
     if len(archive) > 1:
-        raise InputError(f"several periods ({', '.join(archive)}): load one of the folders that it was merged from")
+        raise InputError(
+            f"several periods ({', '.join(archive)}): load one of the folders that it was merged from"
+        )
     return next(iter(archive.values()))
 
 

@@ -1,0 +1,396 @@
+r"""Corrections for analyses: `musclecal.load` a file or folder of tables, and ask for factors, variations, draws.
+
+Every method is a function of its arguments alone: no state, no order, no chunks. A muon outside the ranges of validity has
+the factor 1 and a reason (`Reason`), never an exception and never a silent nan. With k = 1/pT the factor is
+
+.. math:: \frac{p_T^\mathrm{corr}}{p_T} = \frac{1}{1 + A - e\,k + q\,M/k} = \frac{p_T}{(1+A)\,p_T - e + q\,M\,p_T^2}
+
+(`musclecal.scale`), the right-hand side with one division.
+
+Arrays may be numpy of any shape, scalars, or awkward; what comes back has the same structure. The arithmetic is that of
+float64 whatever comes in, but a float32 eta that was rounded over a bin edge stays in the next bin.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musclecal.compiled import in_order, kernel
+from musclecal.errors import InputError
+from musclecal.records import CorrectionTables, Floats
+from musclecal.smear import smeared_factors
+
+__all__ = ["Correction", "Reason", "Validity"]
+
+_BLOCK = 1 << 17
+"""Muons a thread takes at a time."""
+
+
+class Reason(IntEnum):
+    """Why a muon is not corrected; the first that applies."""
+
+    VALID = 0
+    NOT_FINITE = 1
+    PT_BELOW = 2
+    PT_ABOVE = 3
+    ETA_OUTSIDE = 4
+    CHARGE = 5
+    FLIPPED = 6
+
+
+class Validity(NamedTuple):
+    """``valid`` (n,) booleans and ``reason`` (n,) int8 of `Reason`."""
+
+    valid: Any
+    reason: Any
+
+
+@dataclass(frozen=True)
+class _EtaAxis:
+    """How the bin of an eta is found: ``cells`` equal cells a unit of eta, each with at most one edge in it.
+
+    ``start`` (n_cell,) is the bin at the lower end of each cell.
+    """
+
+    edges: Floats
+    start: NDArray[np.int32]
+    cells: float
+
+    @classmethod
+    def of(cls, edges: Floats) -> "_EtaAxis":
+        edges = np.ascontiguousarray(edges, dtype=np.float64)
+        span = edges[-1] - edges[0]
+        n = 2 * int(np.ceil(span / np.diff(edges).min()))
+        if n > 100_000:
+            raise InputError(
+                f"eta_edges: bins from {np.diff(edges).min():g} to {span:g} wide are not one axis"
+            )
+        lowest = edges[0] + (np.arange(n + 1) - 1e-6) * span / n
+        start = np.clip(np.searchsorted(edges, lowest, side="right") - 1, 0, len(edges) - 2)
+        return cls(edges, start.astype(np.int32), n / span)
+
+
+@kernel
+def _bin(eta: float, edges: Floats, start: NDArray[np.int32], cells: float) -> int:
+    """Of an eta inside the axis."""
+    i = start[int((eta - edges[0]) * cells)]
+    return i + int(eta >= edges[i + 1])
+
+
+@kernel
+def _corrected(pt: float, charge: float, table: Floats, i: int) -> float:
+    """pT squared over the corrected pT; rows of ``table`` are 1 + A, e, M."""
+    return (table[i, 0] + charge * table[i, 2] * pt) * pt - table[i, 1]
+
+
+@kernel
+def _factors(
+    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt_low: float, pt_high: float, out: Floats,
+) -> None:  # fmt: skip
+    """In three passes over a piece that stays in the cache: the first and the last, with the division, are vectorised.
+
+    Unsigned indices, as numba looks at the sign of others.
+    """
+    piece = 512
+    cell, corrected = np.empty(piece, np.int32), np.empty(piece)
+    low, high, last = edges[0], edges[-1], float(start.size - 1)
+    for first in range(0, out.size, piece):
+        n = min(piece, out.size - first)
+        p, h, q, f = (
+            pt[first : first + n], eta[first : first + n], charge[first : first + n], out[first : first + n]
+        )  # fmt: skip
+        for j in range(n):
+            x = (float(h[j]) - low) * cells
+            x = x if x > 0.0 else 0.0
+            cell[j] = np.int32(x if x < last else last)
+        for j in range(n):
+            i = np.uint64(start[np.uint64(cell[j])])
+            i = min(i + np.uint64(float(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
+            corrected[j] = _corrected(float(p[j]), float(q[j]), table, i)
+        for j in range(n):
+            x, y, z, c = float(p[j]), float(h[j]), float(q[j]), corrected[j]
+            valid = (x >= pt_low) & (x < pt_high) & (y >= low) & (y < high) & (z * z == 1.0) & (c > 0.0)
+            f[j] = x / c if valid else 1.0
+
+
+@kernel
+def _error_factors(
+    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt_low: float, pt_high: float, out: Floats,
+) -> None:  # fmt: skip
+    """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
+    low, high = edges[0], edges[-1]
+    for n in range(out.size):
+        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        slope = 1.0
+        if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
+            i = _bin(h, edges, start, cells)
+            corrected = _corrected(p, q, table, i)
+            if corrected > 0.0:
+                factor = p / corrected
+                slope = (table[i, 0] - 2.0 * table[i, 1] / p) * factor * factor
+        out[n] = slope
+
+
+@kernel
+def _all_variations(
+    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    shifts: Floats, pt_low: float, pt_high: float, out: Floats,
+) -> None:  # fmt: skip
+    """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
+    low, high = edges[0], edges[-1]
+    for n in range(out.shape[0]):
+        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        out[n, :] = 1.0
+        if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
+            i = _bin(h, edges, start, cells)
+            corrected = _corrected(p, q, table, i)
+            if corrected > 0.0:
+                square = q * p * p
+                a, e, m = shifts[i, 0], shifts[i, 1], shifts[i, 2]
+                row = out[n]
+                for v in range(row.size):
+                    row[v] = p / (corrected + (a[v] * p - e[v] + square * m[v]))
+
+
+@kernel
+def _reasons(
+    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt_low: float, pt_high: float, out: NDArray[np.int8],
+) -> None:  # fmt: skip
+    """Numbers of `Reason`, asked in their order."""
+    for n in range(out.size):
+        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        reason = 0
+        if not (np.isfinite(p) and np.isfinite(h) and np.isfinite(q)):
+            reason = 1
+        elif p < pt_low:
+            reason = 2
+        elif p >= pt_high:
+            reason = 3
+        elif not edges[0] <= h < edges[-1]:
+            reason = 4
+        elif q != 1.0 and q != -1.0:
+            reason = 5
+        elif not _corrected(p, q, table, _bin(h, edges, start, cells)) > 0.0:
+            reason = 6
+        out[n] = reason
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The tables of an export, ready to be applied; made by `musclecal.load`.
+
+    In all methods pt (GeV), eta, phi (rad) and charge (+1 or -1) are arrays of one structure, or broadcast to one.
+    ``phi`` is there for corrections that depend on it; those of A, e, M do not.
+    """
+
+    tables: CorrectionTables
+
+    @cached_property
+    def _axis(self) -> _EtaAxis:
+        return _EtaAxis.of(self.tables.eta_edges)
+
+    @cached_property
+    def _nominal(self) -> Floats:
+        t = self.tables
+        return np.ascontiguousarray(np.stack([1.0 + t.A, t.e, t.M], axis=1))
+
+    # What is asked for
+
+    @property
+    def covariance(self) -> Floats:
+        """(3 n_eta, 3 n_eta) of A0, e0, M0, A1, ... by all variations: statistics times s, closures, masses."""
+        return self.tables.scaled_covariance
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Where the numbers come from."""
+        return self.tables.provenance
+
+    @property
+    def variation_names(self) -> tuple[str, ...]:
+        """(n_var,) columns of `variations`; with _up or _down, values of ``syst``."""
+        return self.tables.variation_names
+
+    def scale(self, pt: Any, eta: Any, phi: Any, charge: Any, syst: str = "nom") -> Any:
+        """The factor on pT.
+
+        Parameters
+        ----------
+        syst : ``nom``, or the name of a variation with ``_up`` or ``_down``.
+
+        Raises
+        ------
+        InputError : another ``syst``; arrays that do not fit, or are no numbers.
+        """
+        table = self._table(syst)
+        return self._apply(_factors, (pt, eta, charge), table)
+
+    def variations(self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0) -> Any:
+        """(..., n_var) the factor on pT with each variation shifted by ``nsigma`` standard deviations.
+
+        Give muons in pieces if there are many: a million and 144 variations are 1.2 GB.
+        """
+        flat, rebuild = _flat((pt, eta, charge), _REAL)
+        t, axis = self.tables, self._axis
+        out = np.empty((len(flat[0]), t.n_variations))
+        shifts = np.ascontiguousarray(nsigma * t.variations)
+
+        def block(first: int) -> None:
+            part = slice(first, first + _BLOCK)
+            _all_variations(
+                flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, self._nominal,
+                shifts, *t.pt_range, out[part],
+            )  # fmt: skip
+
+        _in_blocks(block, len(out))
+        return rebuild(out)
+
+    def pt_error(self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom") -> Any:
+        """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
+        return pt_err * self._apply(_error_factors, (pt, eta, charge), self._table(syst))
+
+    def smear(
+        self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any, salt: int = 0
+    ) -> Any:
+        """The factor on pT that gives a simulated muon the resolution of the data: 1/(1 + sigma g).
+
+        g is a unit Gaussian, a pure function of (run, lumi, event, phi, salt) (`musclecal.smear`). 1 outside the ranges,
+        and for a phi that is not finite. Scale first, then smear the scaled pT.
+
+        Raises
+        ------
+        InputError : the tables hold no smearing; run, lumi or event are no integers.
+        """
+        smearing = self.tables.smearing
+        if smearing is None:
+            raise InputError(
+                "smear: these tables hold no smearing (simulation and data had no common resonance)"
+            )
+        values = (pt, eta, phi, run, lumi, event)
+        flat, rebuild = _flat(values, (*_REAL, "integer", "integer", "integer"))
+        out = np.empty(len(flat[0]))
+
+        def block(first: int) -> None:
+            part = slice(first, first + _BLOCK)
+            out[part] = smeared_factors(
+                *(column[part] for column in flat), salt, smearing, self.tables.pt_range
+            )
+
+        _in_blocks(block, len(out))
+        return rebuild(out)
+
+    def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
+        """Whether each muon is corrected, and if not why (`Reason`)."""
+        reason = self._apply(_reasons, (pt, eta, charge), self._nominal, np.dtype(np.int8))
+        return Validity(reason == 0, reason)
+
+    # How it is done
+
+    def _table(self, syst: str) -> Floats:
+        """(n_eta, 3) 1 + A, e, M of a variation."""
+        if syst == "nom":
+            return self._nominal
+        name, _, side = syst.rpartition("_")
+        sign = {"up": 1.0, "down": -1.0}.get(side)
+        if sign is None or name not in self.tables.variation_names:
+            names = self.tables.variation_names
+            known = ", ".join((*names[:2], "...", names[-1]))
+            raise InputError(f"syst: {syst!r} is neither nom nor one of {known} with _up or _down")
+        shift = self.tables.variations[:, :, self.tables.variation_names.index(name)]
+        return np.ascontiguousarray(self._nominal + sign * shift)
+
+    def _apply(
+        self,
+        run: Callable[..., None],
+        columns: Sequence[Any],
+        table: Floats,
+        dtype: np.dtype[Any] = np.dtype(np.float64),
+    ) -> Any:
+        flat, rebuild = _flat(columns, _REAL)
+        axis, out = self._axis, np.empty(len(flat[0]), dtype)
+
+        def block(first: int) -> None:
+            part = slice(first, first + _BLOCK)
+            run(
+                flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, table,
+                *self.tables.pt_range, out[part],
+            )  # fmt: skip
+
+        _in_blocks(block, len(out))
+        return rebuild(out)
+
+
+def _in_blocks(block: Callable[[int], None], n: int) -> None:
+    """Large arrays on all threads, small ones here."""
+    for _ in in_order(block, range(0, n, _BLOCK), 1 if n <= _BLOCK else None):
+        pass
+
+
+# Structures of arrays -----------------------------------------------------------------------------------------------
+
+_REAL = ("real", "real", "real")
+_KEPT = {"real": ("f4", "f8", "i4"), "integer": ("i8", "u8")}
+"""Types that kernels take as they are; others are converted."""
+
+
+def _flat(columns: Sequence[Any], kinds: Sequence[str]) -> tuple[list[NDArray[Any]], Callable[[Any], Any]]:
+    """The columns broadcast and flattened to (n,), and what gives a result their structure."""
+    if any(type(column).__module__.partition(".")[0] == "awkward" for column in columns):
+        return _flat_awkward(columns, kinds)
+    try:
+        arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns))
+    except ValueError:
+        shapes = ", ".join(str(np.shape(column)) for column in columns)
+        raise InputError(f"muons: columns of different shapes {shapes}") from None
+    shape = arrays[0].shape
+    flat = [_typed(array.ravel(), kind) for array, kind in zip(arrays, kinds, strict=True)]
+
+    def rebuild(values: NDArray[Any]) -> Any:
+        return values.reshape((*shape, *values.shape[1:]))[()]
+
+    return flat, rebuild
+
+
+def _flat_awkward(
+    columns: Sequence[Any], kinds: Sequence[str]
+) -> tuple[list[NDArray[Any]], Callable[[Any], Any]]:
+    import awkward as ak
+
+    try:
+        arrays = ak.broadcast_arrays(*columns)
+    except ValueError as error:
+        raise InputError(f"muons: columns of different structure ({error})".splitlines()[0]) from None
+    if any(ak.any(ak.is_none(array, axis=-1), axis=None) for array in arrays):
+        raise InputError("muons: some values are missing (None): drop them first")
+    counts = []
+    for axis in range(arrays[0].ndim - 1, 0, -1):
+        counts.append(ak.flatten(ak.num(arrays[0], axis=axis), axis=None))
+    flat = [
+        _typed(ak.to_numpy(ak.flatten(array, axis=None)), kind)
+        for array, kind in zip(arrays, kinds, strict=True)
+    ]
+
+    def rebuild(values: NDArray[Any]) -> Any:
+        result = ak.Array(values) if values.ndim == 1 else ak.from_regular(values, axis=None)
+        for n in counts:
+            result = ak.unflatten(result, n)
+        return result
+
+    return flat, rebuild
+
+
+def _typed(column: NDArray[Any], kind: str) -> NDArray[Any]:
+    allowed = "iuf" if kind == "real" else "iu"
+    if column.dtype.kind not in allowed and column.size:
+        raise InputError(f"muons: {kind} numbers are needed, got {column.dtype}")
+    if column.dtype.str[1:] in _KEPT[kind]:
+        return np.ascontiguousarray(column)
+    return np.ascontiguousarray(column, dtype=np.float64 if kind == "real" else np.int64)
