@@ -27,8 +27,8 @@ COMMANDS = (
     "export", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
-    "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf", "p_value",
-    "s", "s_quoted", "events_fraction", "mean", "mean_error", "fit_chi2", "fit_ndf", "applied",
+    "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",
+    "p_value", "s", "s_quoted", "events_fraction", "mean", "mean_error", "fit_chi2", "fit_ndf", "applied",
 }  # fmt: skip
 
 CAMPAIGN = """\
