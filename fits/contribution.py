@@ -34,6 +34,7 @@ __all__ = [
     "of_calibration",
     "of_information",
     "sample_and_part",
+    "shares_events",
 ]
 
 ALL_EVENTS = "all"
@@ -86,6 +87,12 @@ def contribution_name(name: str, part: str) -> str:
     if part not in (ALL_EVENTS, *HALVES):
         raise InputError(f"part {part!r} of the {name} sample: known are {', '.join((ALL_EVENTS, *HALVES))}")
     return name if part == ALL_EVENTS else f"{name} {part}"
+
+
+def shares_events(one: str, other: str) -> bool:
+    """Whether two samples, such as "Z" and "Z even", have events in common."""
+    (resonance, part), (other_resonance, other_part) = sample_and_part(one), sample_and_part(other)
+    return resonance == other_resonance and (ALL_EVENTS in (part, other_part) or part == other_part)
 
 
 def sample_and_part(name: str) -> tuple[str, str]:

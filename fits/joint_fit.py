@@ -23,7 +23,7 @@ from scipy.stats import chi2 as chi2_distribution
 
 from musclecal.covariance import correlation
 from musclecal.errors import InputError
-from musclecal.fits.contribution import ALL_EVENTS, HALVES, Contribution, contribution_name
+from musclecal.fits.contribution import ALL_EVENTS, Contribution, contribution_name, shares_events
 from musclecal.fits.normal_equations import NormalSolution, seen_directions, solve_normal
 from musclecal.fits.scale_fit import PARAMETERS, parameter_labels
 from musclecal.records import Floats, JointFit, SampleAgainstRest, ScaleCalibration
@@ -291,8 +291,7 @@ def refuse_if_used(used: Sequence[str], kept: Sequence[str], resonance: str, par
     used, kept : names of samples, as in `JointFit`.
     """
     name = contribution_name(resonance, part)
-    for other in (ALL_EVENTS, *HALVES):
-        own = contribution_name(resonance, other)
-        if own in used and (ALL_EVENTS in (part, other) or part == other):
+    for own in used:
+        if shares_events(own, name):
             instead = f"close on what it kept: {', '.join(kept)}" if kept else "it kept nothing to close on"
             raise InputError(f"closure at {name}: the joint fit used {own}, so this is no closure; {instead}")

@@ -5,7 +5,7 @@ a background beside the simulated peak, which gives the purity in every mass bin
 amount and slope are free again, bin by bin, about this start, so no bound on them is needed.
 
 An exponential alone is not enough where something else opens with the mass, like a cut on pT itself in the sample: with
-30 % background a curvature left out moved A by -1.5e-5 at the Upsilon.
+30 % background a curvature left out moved A by -0.9e-5 at the Upsilon.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicHermiteSpline
 
 from musclecal.errors import InputError
-from musclecal.fits.shapes.simulation_shape import NODES, pooled_tables
+from musclecal.fits.shapes.simulation_shape import pooled_tables
 from musclecal.fits.template_closure import smoothing_matrix
 from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, Ints, TemplateHistogram
@@ -32,6 +32,8 @@ the first finds fewer than ``_ENOUGH`` simulated events."""
 _ENOUGH = 100.0
 _CLASSES, _CLASS_EVENTS = 24, 2e4
 """Most classes of width, and least simulated events in one."""
+_NODE_DISTANCE = 0.1
+"""Of the tables of shapes, in widths."""
 _PENALTY = 1.0
 """Of the shape of a class. With 100 the shoulders of a peak are 3 % off."""
 _LEAST_PURITY = 1e-3
@@ -110,12 +112,16 @@ def _local_peaks(simulation: TemplateHistogram, bins: Ints) -> Floats:
 
 
 def _pooled_peaks(own: Floats, smooth: Floats, window: tuple[float, float]) -> Floats:
-    """(n_cell, n_mass) normalised peaks at the median and with the width of ``smooth``, their shape from ``own``."""
+    """(n_cell, n_mass) normalised peaks at the median and with the width of ``smooth``, their shape from ``own``.
+
+    The shapes are tabulated wherever a cell of any width looks: nothing is extrapolated.
+    """
     edges = np.linspace(*window, own.shape[1] + 1)
     cumulative = np.concatenate([np.zeros((len(smooth), 1)), np.cumsum(smooth, axis=1)], axis=1)
     cumulative /= cumulative[:, -1:]
     low, middle, high = np.array([np.interp((0.16, 0.5, 0.84), row, edges) for row in cumulative]).T
     width = 0.5 * (high - low)
+    width = np.maximum(width, 0.2 * np.median(width))
     events = own.sum(axis=1)
     order = np.argsort(width, kind="stable")
     share = np.cumsum(events[order]) / events.sum()
@@ -123,11 +129,13 @@ def _pooled_peaks(own: Floats, smooth: Floats, window: tuple[float, float]) -> F
     classes = np.empty(len(width), dtype=np.int64)
     classes[order] = np.minimum((share * n_class).astype(np.int64), n_class - 1)
     classes = np.unique(classes, return_inverse=True)[1]
+    t_edges = (edges - middle[:, None]) / width[:, None]
+    nodes = np.arange(t_edges.min() - _NODE_DISTANCE, t_edges.max() + 2.0 * _NODE_DISTANCE, _NODE_DISTANCE)
+    tables = pooled_tables(own, edges, middle, width, classes, penalty=_PENALTY, nodes=nodes)
     peaks = np.empty_like(own)
-    for c, table in enumerate(pooled_tables(own, edges, middle, width, classes, _PENALTY)):
-        mine = classes == c
-        below = CubicHermiteSpline(NODES, *np.split(table, 2))
-        peaks[mine] = np.diff(below((edges - middle[mine, None]) / width[mine, None]), axis=1)
+    for c, table in enumerate(tables):
+        below = CubicHermiteSpline(nodes, *np.split(table, 2))
+        peaks[classes == c] = np.diff(below(t_edges[classes == c]), axis=1)
     return np.asarray(peaks / peaks.sum(axis=1, keepdims=True))
 
 

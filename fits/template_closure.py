@@ -315,7 +315,8 @@ class BinInformation:
     normal : (n_bin, 8, 8), vector : (n_bin, 8): chi2(x) = chi2 - 2 vector . x + x . normal . x, with x the correction
         still to be applied (A, e in GeV, M in 1/GeV, additional variance (sigma_k/k)^2) of mu+, then of mu-.
     noise : (n_bin, 8, 8) part of ``normal`` that is noise of the derivatives.
-    chi2, ndf : (n_bin,) at x = 0; the mean of chi2 is ndf, which a background with a prior makes a fraction.
+    chi2, ndf : (n_bin,) at x = 0; the mean of chi2 is ndf, which a background with a prior makes a fraction. With
+        background and only 5 events in a bin the mean is 0.94 ndf (10: 0.97, 20: 0.985).
     events : (n_bin,) data. events_selected : data inside binning and window, used or not.
     mean_k : (n_bin, 2) of the data, 1/GeV.
     """

@@ -519,3 +519,7 @@ def draw(
         return
     draw_mass_fit(campaign, name, passes, number, out, simulation=simulation)
     click.echo(str(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -169,10 +169,15 @@ def calibration_text(calibration: ScaleCalibration, truth: ScaleParameters | Non
         f"rank {c.rank} of {3 * c.n_eta}, condition {c.condition:.0f}; "
         f"{100 * c.events_fraction:.2f} % of the selected events used; {c.passes} passes"
         + ("" if c.residual_chi2 is None else f", the last one changed chi2/n by {c.residual_chi2:.3f}")
+        + (" (NOT CONVERGED: more events are needed)" if (c.residual_chi2 or 0.0) > _SETTLED else "")
     )
     if truth is not None:
         lines.append(_truth_text(c, truth))
     return "\n".join(lines)
+
+
+_SETTLED = 0.05
+"""chi2 per parameter: a last pass that changed more has not converged."""
 
 
 def _truth_text(calibration: ScaleCalibration, truth: ScaleParameters) -> str:

@@ -13,9 +13,11 @@ from musclecal.binning import equal_eta_edges
 from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
 from musclecal.export import load_arrays
-from musclecal.records import ScaleParameters
+from musclecal.records import ScaleParameters, TemplateHistogram
 from musclecal.report import report_task
 from musclecal.samples import write_scale
+from musclecal.store import load
+from musclecal.tasks import run_tasks
 from musclecal.validation.closure import projection
 
 N_ETA = 4
@@ -101,6 +103,15 @@ def test_the_joint_fit_is_the_calibration_of_all_stages(finished: Path) -> None:
     np.testing.assert_array_equal(campaign.calibration().parameters, joint.calibration.parameters)
     systematic = campaign.systematic()
     np.testing.assert_allclose(systematic.covariance, systematic.s**2 * exported.covariance, rtol=1e-9)
+
+
+def test_each_half_has_the_simulation_of_its_own_events(finished: Path) -> None:
+    """With one for both its noise would be in the fit and in the closure, and cancel."""
+    campaign = Campaign(finished / "campaign.toml")
+    tasks = [campaign.template_simulation_task("Z", part=part) for part in ("even", "odd")]
+    even, odd = (load(task.output, TemplateHistogram) for task in tasks)
+    assert all(60_000 < half.n_events < 80_000 for half in (even, odd))
+    assert even.n_events != odd.n_events
 
 
 def test_it_finds_the_truth_and_knows_more_than_the_j_psi(finished: Path) -> None:
@@ -251,3 +262,14 @@ def test_the_report_says_what_was_fitted_together(finished: Path) -> None:
         assert line in report
     figures = {path.name for path in (finished / "out" / "figures").glob("*.png")}
     assert {"calibration.png", "closure_Z.png", "mass_Z.png", "overview.png"} <= figures
+
+
+def test_the_export_of_the_campaign_itself_is_no_way_around(copy: Path) -> None:
+    """Given as somebody's calibration it is still made from these events: no s. The half it kept has one."""
+    campaign = Campaign(copy / "campaign.toml")
+    applied = campaign.given_correction(copy / "out" / "export")
+    for name, own in (("Jpsi", True), ("Z even", True), ("Z", True), ("Z odd", False)):
+        run_tasks([campaign.closure_task(name, applied=applied)])
+        closure = campaign.closure(name, applied=applied)
+        assert (closure.s is None) == own, name
+        assert (closure.applied == "own events") == own, name

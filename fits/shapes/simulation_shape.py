@@ -18,7 +18,6 @@ _T_LOW, _T_HIGH, _N_NODE = -12.0, 8.0, 201
 NODES = np.linspace(_T_LOW, _T_HIGH, _N_NODE)
 """t at which shapes are tabulated."""
 _SPACING = float(NODES[1] - NODES[0])
-_MIDDLES = 0.5 * (NODES[1:] + NODES[:-1])
 _KNOT_DISTANCE = 0.4
 _PENALTY = 100.0
 
@@ -61,25 +60,34 @@ def simulation_shape(
 
 
 def pooled_tables(
-    counts: Floats, edges: Floats, place: Floats, width: Floats, classes: Ints, penalty: float = _PENALTY
+    counts: Floats,
+    edges: Floats,
+    place: Floats,
+    width: Floats,
+    classes: Ints,
+    *,
+    penalty: float = _PENALTY,
+    nodes: Floats = NODES,
 ) -> Floats:
-    """(n_class, 2 n_node) a shape g(t), t = (m - place)/width, per class: its cumulative at `NODES`, then its density.
+    """(n_class, 2 n_node) a shape g(t), t = (m - place)/width, per class: cumulative at ``nodes``, then density there.
 
     Parameters
     ----------
     counts : (n_row, n_mass) of the simulation. edges : (n_mass + 1,) of the mass bins, GeV.
     place, width : (n_row,) GeV. classes : (n_row,) class numbers from 0, none left out.
-    penalty : how strongly ln g is kept near a parabola.
+    penalty : how strongly ln g is kept near a parabola. nodes : (n_node,) equally spaced t.
     """
     events = counts.sum(axis=1)
-    mass = np.clip(place[:, None] + width[:, None] * NODES, edges[0], edges[-1])
+    mass = np.clip(place[:, None] + width[:, None] * nodes, edges[0], edges[-1])
     found = np.diff(_cumulative_at(mass, counts, edges), axis=1)
     looked = np.diff(mass, axis=1) * (events / width)[:, None]
     n_classes = int(classes.max()) + 1
-    tables = np.empty((n_classes, 2 * _N_NODE))
+    tables = np.empty((n_classes, 2 * len(nodes)))
     for c in range(n_classes):
         mine = classes == c
-        tables[c] = _smooth_table(np.maximum(found[mine].sum(axis=0), 0.0), looked[mine].sum(axis=0), penalty)
+        tables[c] = _smooth_table(
+            np.maximum(found[mine].sum(axis=0), 0.0), looked[mine].sum(axis=0), penalty, nodes
+        )
     return tables
 
 
@@ -97,26 +105,30 @@ def _cumulative_at(mass: Floats, counts: Floats, edges: Floats) -> Floats:
     return np.asarray(((c[0] * x + c[1]) * x + c[2]) * x + c[3])
 
 
-def _basis(t: Floats) -> Floats:
-    """Cubic B-splines at ``t``, (n, n_coefficient)."""
-    knots = np.arange(_T_LOW - 3 * _KNOT_DISTANCE, _T_HIGH + 3.5 * _KNOT_DISTANCE, _KNOT_DISTANCE)
+def _basis(t: Floats, nodes: Floats) -> Floats:
+    """Cubic B-splines over the range of ``nodes`` at ``t``, (n, n_coefficient)."""
+    n_interval = round(np.ceil((nodes[-1] - nodes[0]) / _KNOT_DISTANCE - 1e-6))
+    knots = nodes[0] + _KNOT_DISTANCE * np.arange(-3, n_interval + 4)
     inside = np.clip(t, knots[3], knots[-4] - 1e-9)
     return np.asarray(BSpline.design_matrix(inside, knots, 3).toarray())
 
 
-def _smooth_table(found: Floats, exposure: Floats, strength: float) -> Floats:
+def _smooth_table(found: Floats, exposure: Floats, strength: float, nodes: Floats) -> Floats:
     """Table of the shape from events per node interval and the events times interval width looked at.
 
     Poisson regression of ln g on B-splines with a penalty on third differences (P-splines: Eilers and Marx, Stat.
     Sci. 11 (1996) 89), whose limit is a Gaussian. A rough shape would make the likelihood of a bin rough. The mean of
     g over an interval is that at two Gauss points: with its value in the middle a Gaussian came out too wide.
     """
-    basis = _basis(_MIDDLES)
+    middles, spacing = 0.5 * (nodes[1:] + nodes[:-1]), float(nodes[1] - nodes[0])
+    basis = _basis(middles, nodes)
     third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
     penalty = strength * third.T @ third + 1e-9 * np.eye(basis.shape[1])
+    seen = middles[exposure > 0.0]
     log_density = np.log((found + 0.5) / (exposure + 1.0))
+    log_density = np.interp(middles, seen, log_density[exposure > 0.0])
     coefficients = np.linalg.lstsq(basis, log_density, rcond=None)[0]
-    gauss = [_basis(_MIDDLES + side * _SPACING / np.sqrt(12.0)) for side in (-1.0, 1.0)]
+    gauss = [_basis(middles + side * spacing / np.sqrt(12.0), nodes) for side in (-1.0, 1.0)]
     for _ in range(30):
         parts = [0.5 * exposure * np.exp(np.clip(point @ coefficients, -40.0, 10.0)) for point in gauss]
         expected = np.maximum(parts[0] + parts[1], 1e-300)
@@ -126,9 +138,8 @@ def _smooth_table(found: Floats, exposure: Floats, strength: float) -> Floats:
         coefficients = coefficients + np.clip(step, -1.0, 1.0)
         if np.max(np.abs(step)) < 1e-9:
             break
-    seen = _MIDDLES[exposure > 0.0]
     at_nodes, at_middles = (
-        np.exp(_basis(np.clip(t, seen[0], seen[-1])) @ coefficients) for t in (NODES, _MIDDLES)
+        np.exp(_basis(np.clip(t, seen[0], seen[-1]), nodes) @ coefficients) for t in (nodes, middles)
     )
-    simpson = _SPACING * (at_nodes[1:] + 4.0 * at_middles + at_nodes[:-1]) / 6.0
+    simpson = spacing * (at_nodes[1:] + 4.0 * at_middles + at_nodes[:-1]) / 6.0
     return np.concatenate([[0.0], np.cumsum(simpson), at_nodes])

@@ -1,5 +1,6 @@
 """Closures: what correction is left at a resonance, in which engine, after which correction, in which part of it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -8,7 +9,7 @@ from pathlib import Path
 from musclecal.campaign.joint import JointStages
 from musclecal.campaign.template import Applied, DataAndSimulation
 from musclecal.errors import InputError
-from musclecal.fits.contribution import ALL_EVENTS, sample_and_part
+from musclecal.fits.contribution import ALL_EVENTS, sample_and_part, shares_events
 from musclecal.fits.phi_waves import count_angles, wave_information
 from musclecal.fits.scale_information import scale_information
 from musclecal.given_correction import read_correction
@@ -16,6 +17,7 @@ from musclecal.records import (
     Closure,
     ClosureSplits,
     DimuonEvents,
+    ScaleWithCovariance,
     SplitTest,
     TemplateHistogram,
 )
@@ -135,9 +137,18 @@ class ClosureStages(JointStages):
     def _labelled(self, closure: Closure, applied: Applied) -> Closure:
         """With what was applied; without s where the calibration was made from the same events."""
         own = applied.name == "calibrated" and closure.resonance not in self.closures
+        own = own or self._is_made_from(closure, applied.scale())
         return (
             replace(closure, s=None, applied="own events") if own else replace(closure, applied=applied.name)
         )
+
+    def _is_made_from(self, closure: Closure, scale: ScaleWithCovariance | None) -> bool:
+        """Whether a correction is an export of this campaign that used events of the closure."""
+        provenance: Mapping[str, str] = getattr(scale, "provenance", {})
+        if provenance.get("campaign") != self.config.campaign.name:
+            return False
+        used = provenance.get("resonances", "").split(", ")
+        return any(shares_events(name, closure.name) for name in used)
 
     def closure(
         self,
