@@ -5,21 +5,21 @@ generator-level information.
 """
 
 import numpy as np
-from scipy.interpolate import BSpline, CubicSpline
+from scipy.interpolate import CubicSpline
 
 from musclecal.binning import Binning
 from musclecal.fits.shapes.cumulative import STANDARD
+from musclecal.fits.shapes.log_spline import SplineAxis
 from musclecal.fits.shapes.model import SignalModel, on_axis
 from musclecal.records import Floats, Ints
 
 __all__ = ["NODES", "pooled_tables", "simulation_shape", "width_classes"]
 
 _T_LOW, _T_HIGH, _N_NODE = -12.0, 8.0, 201
-NODES = np.linspace(_T_LOW, _T_HIGH, _N_NODE)
+_AXIS = SplineAxis(_T_LOW, _T_HIGH, _N_NODE, knot_distance=0.4)
+NODES = _AXIS.nodes
 """t at which shapes are tabulated."""
-_SPACING = float(NODES[1] - NODES[0])
-_MIDDLES = 0.5 * (NODES[1:] + NODES[:-1])
-_KNOT_DISTANCE = 0.4
+_SPACING = _AXIS.spacing
 _PENALTY = 100.0
 
 
@@ -97,38 +97,16 @@ def _cumulative_at(mass: Floats, counts: Floats, edges: Floats) -> Floats:
     return np.asarray(((c[0] * x + c[1]) * x + c[2]) * x + c[3])
 
 
-def _basis(t: Floats) -> Floats:
-    """Cubic B-splines at ``t``, (n, n_coefficient)."""
-    knots = np.arange(_T_LOW - 3 * _KNOT_DISTANCE, _T_HIGH + 3.5 * _KNOT_DISTANCE, _KNOT_DISTANCE)
-    inside = np.clip(t, knots[3], knots[-4] - 1e-9)
-    return np.asarray(BSpline.design_matrix(inside, knots, 3).toarray())
-
-
 def _smooth_table(found: Floats, exposure: Floats, strength: float) -> Floats:
     """Table of the shape from events per node interval and the events times interval width looked at.
 
-    Poisson regression of ln g on B-splines with a penalty on third differences (P-splines: Eilers and Marx, Stat.
-    Sci. 11 (1996) 89), whose limit is a Gaussian. A rough shape would make the likelihood of a bin rough. The mean of
-    g over an interval is that at two Gauss points: with its value in the middle a Gaussian came out too wide.
+    A rough shape would make the likelihood of a bin rough.
     """
-    basis = _basis(_MIDDLES)
-    third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
-    penalty = strength * third.T @ third + 1e-9 * np.eye(basis.shape[1])
-    log_density = np.log((found + 0.5) / (exposure + 1.0))
-    coefficients = np.linalg.lstsq(basis, log_density, rcond=None)[0]
-    gauss = [_basis(_MIDDLES + side * _SPACING / np.sqrt(12.0)) for side in (-1.0, 1.0)]
-    for _ in range(30):
-        parts = [0.5 * exposure * np.exp(np.clip(point @ coefficients, -40.0, 10.0)) for point in gauss]
-        expected = np.maximum(parts[0] + parts[1], 1e-300)
-        slope = parts[0][:, None] * gauss[0] + parts[1][:, None] * gauss[1]
-        gradient = slope.T @ (found / expected - 1.0) - penalty @ coefficients
-        step = np.linalg.solve(slope.T @ (slope / expected[:, None]) + penalty, gradient)
-        coefficients = coefficients + np.clip(step, -1.0, 1.0)
-        if np.max(np.abs(step)) < 1e-9:
-            break
-    seen = _MIDDLES[exposure > 0.0]
+    coefficients = _AXIS.log_density(found, exposure, strength)
+    middles = _AXIS.middles
+    seen = middles[exposure > 0.0]
     at_nodes, at_middles = (
-        np.exp(_basis(np.clip(t, seen[0], seen[-1])) @ coefficients) for t in (NODES, _MIDDLES)
+        np.exp(_AXIS.basis(np.clip(t, seen[0], seen[-1])) @ coefficients) for t in (NODES, middles)
     )
     simpson = _SPACING * (at_nodes[1:] + 4.0 * at_middles + at_nodes[:-1]) / 6.0
     return np.concatenate([[0.0], np.cumsum(simpson), at_nodes])
