@@ -6,8 +6,8 @@ and width, are fitted in turn until nothing changes; the last are the solutions 
 
 .. math:: \sum_n h_j g'(t_n)/\sigma_n = 0, \qquad \sum_n h_j (1 + t_n g'(t_n)) = 0
 
-at each edge j, the sums over muons, h_j the share of the edge in the muon's location and width. These are the likelihood
-equations, and, at the same time, what makes the mean of a weight 1 whatever the momentum: so weights from a response
+at each edge j, the sums over muons, h_j the share of the edge in the muon's location and width. These are the
+likelihood equations, and, at the same time, what makes the mean of a weight 1 whatever the momentum: so weights from a response
 change no yield of the sample that it was fitted to, not even by a fluctuation. Fit it to the sample that is weighted
 if you can.
 
@@ -19,6 +19,7 @@ Not for: the resolution as a number (`musclecal.fits.resolution`).
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _shape_counts(
     counts: Ints, place: Floats, width: Floats, reach: float, first: float, spacing: float, found: Floats,
     exposure: Floats,
 ) -> None:  # fmt: skip
-    """Counts (charge, pT, residual) into ``found`` intervals of t, each residual bin spread evenly; exposure likewise."""
+    """Counts (charge, pT, residual) into ``found`` intervals of t, each residual bin spread evenly."""
     n_residual, n_interval = counts.shape[2], found.size
     step = 2.0 * reach / n_residual
     for q in range(counts.shape[0]):
@@ -132,7 +133,7 @@ def _step(shares: Floats, width: Floats, sums: Floats) -> tuple[Floats, Floats]:
         matrix[2, :, q] += cross.T
         matrix[2, :, 2] += h.T @ (h * vv[:, None])
     step = np.linalg.solve(matrix.reshape(3 * n_edge, -1), score.ravel()).reshape(3, n_edge)
-    return step[:2], step[2]
+    return np.asarray(step[:2]), np.asarray(step[2])
 
 
 @dataclass
@@ -153,7 +154,7 @@ class _EtaBin:
 
     def in_parts(self) -> tuple[Floats, Floats]:
         """Location (2, n_part) and width (2, n_part) in the parts of the cells."""
-        return np.einsum("qsj,qj->qs", self.shares, self.location), self.shares @ self.width
+        return np.asarray(np.einsum("qsj,qj->qs", self.shares, self.location)), self.shares @ self.width
 
     def shape(self) -> Floats:
         """Coefficients of ln of the density of t, with location and width as they are."""
@@ -225,7 +226,7 @@ def fit_response(
         does not settle.
     """
     eta_edges, pt_edges = _checked_edges(eta_edges, pt_edges)
-    inside = [np.linspace(a, b, _PARTS + 1)[:-1] for a, b in zip(pt_edges[:-1], pt_edges[1:], strict=True)]
+    inside = [np.linspace(a, b, _PARTS + 1)[:-1] for a, b in pairwise(pt_edges)]
     parts = np.append(np.concatenate(inside), pt_edges[-1])
     return response_of(
         *fill_residuals_by_charge(chunks, eta_edges, parts, reach=reach, bins=bins, threads=threads)

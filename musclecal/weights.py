@@ -128,10 +128,10 @@ def weight_derivatives(
     ------
     InputError : columns of different lengths.
     """
-    columns = _columns(pt=pt, eta=eta, charge=charge, gen_pt=gen_pt)
-    out = np.empty((len(columns[0]), 3))
+    pt, eta, charge, gen_pt = _columns(pt=pt, eta=eta, charge=charge, gen_pt=gen_pt)
+    out = np.empty((len(pt), 3))
     _weight_derivatives(
-        *columns, response.eta_edges, response.pt_edges, np.log(response.pt_edges), response.location, response.width,
+        pt, eta, charge, gen_pt, response.eta_edges, response.pt_edges, np.log(response.pt_edges), response.location, response.width,
         response.nodes, response.slope, out,
     )  # fmt: skip
     return out

@@ -1,7 +1,8 @@
 """ln of a density as a smooth spline, from counts on a fine axis: P-splines with Poisson regression.
 
 For tables of shapes from simulation, where a rough shape would make what uses it rough. The penalty is on third
-differences (Eilers and Marx, Stat. Sci. 11 (1996) 89), so its limit is a Gaussian, whose place and width it leaves free.
+differences (Eilers and Marx, Stat. Sci. 11 (1996) 89), so its limit is a Gaussian of any place and
+width.
 """
 
 from dataclasses import dataclass
