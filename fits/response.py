@@ -7,9 +7,8 @@ and width, are fitted in turn until nothing changes; the last are the solutions 
 .. math:: \sum_n h_j g'(t_n)/\sigma_n = 0, \qquad \sum_n h_j (1 + t_n g'(t_n)) = 0
 
 at each edge j, the sums over muons, h_j the share of the edge in the muon's location and width. These are the
-likelihood equations, and, at the same time, what makes the mean of a weight 1 whatever the momentum: so weights from a response
-change no yield of the sample that it was fitted to, not even by a fluctuation. Fit it to the sample that is weighted
-if you can.
+likelihood equations and, at the same time, what makes the mean weight 1 at every momentum: weights from a response
+change no yield of the sample that it was fitted to, not even by a fluctuation. Fit it to the sample that is weighted.
 
 Cells are in the true pT, as in `musclecal.fits.residuals`. Edges 10 % apart follow any resolution; 50 % apart a
 location that rises with pT is not followed to the precision that weights need (location/width^2 of the yield).

@@ -131,8 +131,8 @@ def weight_derivatives(
     pt, eta, charge, gen_pt = _columns(pt=pt, eta=eta, charge=charge, gen_pt=gen_pt)
     out = np.empty((len(pt), 3))
     _weight_derivatives(
-        pt, eta, charge, gen_pt, response.eta_edges, response.pt_edges, np.log(response.pt_edges), response.location, response.width,
-        response.nodes, response.slope, out,
+        pt, eta, charge, gen_pt, response.eta_edges, response.pt_edges, np.log(response.pt_edges),
+        response.location, response.width, response.nodes, response.slope, out,
     )  # fmt: skip
     return out
 

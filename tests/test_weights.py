@@ -37,7 +37,7 @@ def place_and_width(gen_pt: Floats, eta: Floats, charge: Floats) -> tuple[Floats
 
 def muons(n: int = 400, reach: float = 4.0, seed: int = 1) -> dict[str, Floats]:
     rng = np.random.default_rng(seed)
-    eta, gen_pt = rng.uniform(-2.4, 2.4, n), np.exp(rng.uniform(*np.log(PT_EDGES[[0, -1]]), n))
+    eta, gen_pt = rng.uniform(-2.4, 2.4, n), 15.0 * (80.0 / 15.0) ** rng.random(n)
     charge = rng.choice([-1.0, 1.0], n)
     place, width = place_and_width(gen_pt, eta, charge)
     rho = place + width * rng.uniform(-reach, reach, n)
