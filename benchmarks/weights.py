@@ -25,6 +25,7 @@ from musclecal.fits.response import fit_response
 from musclecal.records import CorrectionTables, DimuonEvents, Floats, Muons, Response
 from musclecal.scale import biased_curvature, relative_correction
 from musclecal.simulate import default_resolution
+from musclecal.validation.plot_style import FIT, draw_points, figure_file
 from musclecal.weights import variation_weights, weight_derivatives
 
 RESOLUTION = default_resolution()
@@ -111,12 +112,46 @@ def speed(response: Response, measured: Muons, true: Muons) -> Iterator[str]:
     yield f"{(end - middle) / n * 1e6:.2f} microseconds a muon for 144 variations"
 
 
+def draw(response: Response, measured: Muons, true: Muons, charge: int, path: str) -> None:
+    """Relative change of the pT spectrum by each parameter, as expected and by weights, and the difference."""
+    pt, size = measured.pt, 1e-4
+    derivatives = weight_derivatives(response, pt, measured.eta, charge, true.pt)
+    nominal = np.histogram(pt, PT_EDGES)[0]
+    with figure_file(path, 11.0, 5.2, pdf=False) as figure:
+        axes = figure.subplots(2, 3, sharex=True, height_ratios=(2, 1))
+        for (name, unit), (top, bottom) in zip(UNITS.items(), axes.T, strict=True):
+            shift = (size * unit[0], size * unit[1], size * unit[2])
+            step = derivatives @ np.array(shift)
+            wanted = sum(
+                expected(true, charge, x).sum(axis=0) * s for x, s in ((shift, 1), ((0.0, 0.0, 0.0), -1))
+            )
+            change = np.histogram(pt, PT_EDGES, weights=step)[0]
+            error = np.sqrt(np.histogram(pt, PT_EDGES, weights=step**2)[0])
+            top.stairs(
+                1e3 * wanted / nominal, PT_EDGES, baseline=None, color=FIT, label="moved"
+            )
+            draw_points(top, PT_EDGES, 1e3 * change / nominal, 1e3 * error / nominal, "weights")
+            draw_points(bottom, PT_EDGES, 1e3 * (change - wanted) / nominal, 1e3 * error / nominal, "")
+            bottom.axhline(0.0, color=FIT)
+            bottom.set_ylim(-0.24, 0.24)
+            top.set_title(
+                {"A": r"$A = 10^{-4}$", "e": r"$e = 4$ MeV", "M": r"$M = 2.5 \times 10^{-6}$/GeV"}[name]
+            )
+            bottom.set_xlabel(r"muon $p_T$  [GeV]")
+        axes[0, 0].set_ylabel(r"change  [$10^{-3}$]")
+        axes[1, 0].set_ylabel(r"difference")
+        axes[0, 0].legend(loc="lower left")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--draws", type=float, default=1e6, help="W decays of each charge, two muons from each"
+    )
+    parser.add_argument(
+        "--figure", help="PNG of the changes of the pT spectrum of mu+, instead of the table of slopes"
     )
     options = parser.parse_args()
     plus, minus = (w_muons(charge, int(options.draws)) for charge in (1, -1))
@@ -127,6 +162,9 @@ def main() -> None:
     print(f"{n} muons of each charge; response {time.perf_counter() - start:.1f} s, compilation included")
     for text in speed(response, m1, g1):
         print(text)
+    if options.figure:
+        draw(response, m1, g1, +1, options.figure)
+        return
     print("| slope | 1 + theta d ln w | exp | really moved |\n|---|---|---|---|")
     for charge, measured, true in ((1, m1, g1), (-1, m2, g2)):
         for text in compared(response, measured, true, charge):

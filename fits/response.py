@@ -10,8 +10,8 @@ at each edge j, the sums over muons, h_j the share of the edge in the muon's loc
 likelihood equations and, at the same time, what makes the mean weight 1 at every momentum: weights from a response
 change no yield of the sample that it was fitted to, not even by a fluctuation. Fit it to the sample that is weighted.
 
-Cells are in the true pT, as in `musclecal.fits.residuals`. Edges 10 % apart follow any resolution; 50 % apart a
-location that rises with pT is not followed to the precision that weights need (location/width^2 of the yield).
+Cells are in the true pT, as in `musclecal.fits.residuals`. Edges 10 to 30 % apart are enough for a location and a width
+that change smoothly. The resolution should be about constant inside an eta bin.
 
 Not for: the resolution as a number (`musclecal.fits.resolution`).
 """
@@ -216,7 +216,7 @@ def fit_response(
     ----------
     chunks : events with generator-level muons after radiation, without cuts on the measured momentum near the cells.
     eta_edges : (n_eta + 1,) those of the correction, or finer ones where the resolution changes inside its bins.
-    pt_edges : (n_pt + 1,) GeV, of the true pT, about 10 % apart; further out than the templates by some resolutions.
+    pt_edges : (n_pt + 1,) GeV, of the true pT, 10 to 30 % apart; further out than the templates by some resolutions.
     reach, bins : of the axis of k/k_true - 1. Take ``reach`` 8 widths or more, a bin a tenth of the narrowest width.
 
     Raises
