@@ -127,9 +127,7 @@ def draw(response: Response, measured: Muons, true: Muons, charge: int, path: st
             )
             change = np.histogram(pt, PT_EDGES, weights=step)[0]
             error = np.sqrt(np.histogram(pt, PT_EDGES, weights=step**2)[0])
-            top.stairs(
-                1e3 * wanted / nominal, PT_EDGES, baseline=None, color=FIT, label="moved"
-            )
+            top.stairs(1e3 * wanted / nominal, PT_EDGES, baseline=None, color=FIT, label="moved")
             draw_points(top, PT_EDGES, 1e3 * change / nominal, 1e3 * error / nominal, "weights")
             draw_points(bottom, PT_EDGES, 1e3 * (change - wanted) / nominal, 1e3 * error / nominal, "")
             bottom.axhline(0.0, color=FIT)

@@ -248,6 +248,12 @@ def test_the_density_is_one(response: Response) -> None:
     np.testing.assert_allclose(np.exp(response.log_density).sum(axis=1) * step, 1.0, rtol=1e-3)
 
 
+def test_the_slope_is_that_of_the_density(response: Response) -> None:
+    """Central differences of ln density at the nodes; the third derivative leaves less than 0.02."""
+    numerical = np.gradient(response.log_density, response.nodes, axis=1)
+    np.testing.assert_allclose(response.slope[:, 1:-1], numerical[:, 1:-1], rtol=0.0, atol=0.02)
+
+
 BAD: dict[str, tuple[Callable[[DimuonEvents], DimuonEvents], Floats, Floats, str]] = {
     "few": (
         lambda e: e,
