@@ -35,6 +35,7 @@ _PENALTY = 30.0
 _PARTS = 2
 """Parts of a cell in pT, inside which all muons are taken to have their average pT."""
 _FEWEST = 50
+_ITERATIONS = 200
 _ROUNDS, _SETTLED = 30, 1e-3
 _STEPS, _SOLVED = 60, 1e-8
 """Shape and the rest are fitted in turn until the rest moves by less than 1e-3 of a width, then the rest is solved."""
@@ -155,11 +156,11 @@ class _EtaBin:
         """Location (2, n_part) and width (2, n_part) in the parts of the cells."""
         return np.asarray(np.einsum("qsj,qj->qs", self.shares, self.location)), self.shares @ self.width
 
-    def shape(self) -> Floats:
-        """Coefficients of ln of the density of t, with location and width as they are."""
+    def shape(self, start: Floats | None) -> Floats:
+        """Coefficients of ln of the density of t, with location and width as they are; ``start``: those before."""
         found, exposure = np.zeros(_AXIS.n_node - 1), np.zeros(_AXIS.n_node - 1)
         _shape_counts(self.counts, *self.in_parts(), self.reach, _AXIS.low, _AXIS.spacing, found, exposure)
-        return _AXIS.log_density(found, exposure, _PENALTY)
+        return _AXIS.log_density(found, exposure, _PENALTY, start, _ITERATIONS)
 
     def move(self, slope: Floats) -> float:
         """One step of location and width with the shape as it is; the largest part of it in widths."""
@@ -179,13 +180,15 @@ def _one_eta(
     """Location (2, n_edge), width (n_edge,), ln density and its slope (n_node,); ``counts`` (2, n_part, n_residual)."""
     start = _start(counts.reshape(2, -1, _PARTS, counts.shape[2]).sum(axis=2), reach)
     fit = _EtaBin(counts, _shares(log_pt, log_edges), reach, *start)
+    coefficients: Floats | None = None
     for _ in range(_ROUNDS):
-        coefficients = fit.shape()
+        coefficients = fit.shape(coefficients)
         slope = _AXIS.slope(_AXIS.nodes, coefficients)
         if fit.move(slope) < _SETTLED:
             break
     if not any(fit.move(slope) < _SOLVED for _ in range(_STEPS)):
         raise InputError("the response does not settle: more simulation, wider cells, or a larger reach")
+    assert coefficients is not None
     return fit.location, fit.width, _AXIS.basis(_AXIS.nodes) @ coefficients, slope
 
 

@@ -67,7 +67,14 @@ class SplineAxis:
         side = self.spacing / np.sqrt(12.0)
         return self.basis(self.middles), [self.basis(self.middles + s * side) for s in (-1.0, 1.0)]
 
-    def log_density(self, found: Floats, exposure: Floats, strength: float) -> Floats:
+    def log_density(
+        self,
+        found: Floats,
+        exposure: Floats,
+        strength: float,
+        start: Floats | None = None,
+        iterations: int = 30,
+    ) -> Floats:
         """(n_coefficient,) of ln g, the best for ``found`` events per interval.
 
         The mean of g over an interval is that at two Gauss points: with its value in the middle a Gaussian came out
@@ -77,12 +84,16 @@ class SplineAxis:
         ----------
         exposure : (n_node - 1,) length of the interval times the events that were looked at.
         strength : of the penalty.
+        start : coefficients to begin with. iterations : at most; a coefficient moves by at most 1 in each, so that the
+            far, empty tail of a narrow shape takes more than 30 from the default start.
         """
         basis, gauss = self._fixed
         third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
         penalty = strength * third.T @ third + 1e-9 * np.eye(basis.shape[1])
-        coefficients = np.linalg.lstsq(basis, np.log((found + 0.5) / (exposure + 1.0)), rcond=None)[0]
-        for _ in range(30):
+        if start is None:
+            start = np.linalg.lstsq(basis, np.log((found + 0.5) / (exposure + 1.0)), rcond=None)[0]
+        coefficients = start
+        for _ in range(iterations):
             parts = [0.5 * exposure * np.exp(np.clip(point @ coefficients, -40.0, 10.0)) for point in gauss]
             expected = np.maximum(parts[0] + parts[1], 1e-300)
             slope = parts[0][:, None] * gauss[0] + parts[1][:, None] * gauss[1]
