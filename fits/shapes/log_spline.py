@@ -91,8 +91,9 @@ class SplineAxis:
         third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
         penalty = strength * third.T @ third + 1e-9 * np.eye(basis.shape[1])
         if start is None:
-            start = np.linalg.lstsq(basis, np.log((found + 0.5) / (exposure + 1.0)), rcond=None)[0]
-        coefficients = start
+            first = np.log((found + 0.5) / (exposure + 1.0))
+            start = np.asarray(np.linalg.lstsq(basis, first, rcond=None)[0], dtype=np.float64)
+        coefficients: Floats = start
         for _ in range(iterations):
             parts = [0.5 * exposure * np.exp(np.clip(point @ coefficients, -40.0, 10.0)) for point in gauss]
             expected = np.maximum(parts[0] + parts[1], 1e-300)
