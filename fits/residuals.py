@@ -14,7 +14,7 @@ from musclecal.compiled import in_order, kernel
 from musclecal.errors import InputError
 from musclecal.records import DimuonEvents, Floats, Ints, MuonResiduals
 
-__all__ = ["core_variance", "fill_residuals", "joined_residuals"]
+__all__ = ["core_variance", "fill_residuals", "fill_residuals_by_charge", "joined_residuals"]
 
 _CORE = 4.0
 _INSIDE = 0.998866
@@ -62,16 +62,53 @@ def fill_residuals(
     ------
     InputError : no generator-level muons, or none in the cells.
     """
+    counts, sums, beyond = _filled(chunks, eta_edges, pt_edges, reach, bins, threads)
+    return _residuals(eta_edges, pt_edges, reach, counts.sum(axis=0), sums.sum(axis=0), beyond.sum())
+
+
+def fill_residuals_by_charge(
+    chunks: Iterable[DimuonEvents],
+    eta_edges: Floats,
+    pt_edges: Floats,
+    *,
+    reach: float = 0.25,
+    bins: int = 1000,
+    threads: int | None = None,
+) -> tuple[MuonResiduals, MuonResiduals]:
+    """The same as `fill_residuals` for mu+ and for mu- by themselves."""
+    filled = _filled(chunks, eta_edges, pt_edges, reach, bins, threads)
+    plus, minus = (
+        _residuals(eta_edges, pt_edges, reach, counts, sums, beyond)
+        for counts, sums, beyond in zip(*filled, strict=True)
+    )
+    return plus, minus
+
+
+def _filled(
+    chunks: Iterable[DimuonEvents], eta_edges: Floats, pt_edges: Floats, reach: float, bins: int, threads: int | None
+) -> tuple[Ints, Ints, Ints]:  # fmt: skip
+    """Counts, sums of pT and its square, muons beyond: (2, ...) of mu+, then of mu-."""
     eta_edges, pt_edges = (np.ascontiguousarray(x, dtype=np.float64) for x in (eta_edges, pt_edges))
-    cells = (len(eta_edges) - 1, len(pt_edges) - 1)
+    cells = (2, len(eta_edges) - 1, len(pt_edges) - 1)
 
     def work(events: DimuonEvents) -> tuple[Ints, Ints, Ints]:
         if events.gen_plus is None or events.gen_minus is None:
             raise InputError("resolution: the simulation has no generator-level muons (gen_* columns)")
         counts, sums = np.zeros((*cells, bins), dtype=np.int64), np.zeros((*cells, 2), dtype=np.int64)
-        beyond = np.zeros(1, dtype=np.int64)
-        for muons, true in ((events.plus, events.gen_plus), (events.minus, events.gen_minus)):
-            _count(muons.pt, true.pt, true.eta, eta_edges, pt_edges, reach, _PT_UNIT, counts, sums, beyond)
+        beyond = np.zeros((2, 1), dtype=np.int64)
+        for i, (muons, true) in enumerate(((events.plus, events.gen_plus), (events.minus, events.gen_minus))):
+            _count(
+                muons.pt,
+                true.pt,
+                true.eta,
+                eta_edges,
+                pt_edges,
+                reach,
+                _PT_UNIT,
+                counts[i],
+                sums[i],
+                beyond[i],
+            )
         return counts, sums, beyond
 
     total: tuple[Ints, Ints, Ints] | None = None
@@ -79,9 +116,17 @@ def fill_residuals(
         total = parts if total is None else (total[0] + parts[0], total[1] + parts[1], total[2] + parts[2])
     if total is None or not total[0].sum():
         raise InputError("resolution: no simulated muon in the cells of eta and true pT")
-    counts, sums, beyond = total
+    return total
+
+
+def _residuals(
+    eta_edges: Floats, pt_edges: Floats, reach: float, counts: Ints, sums: Ints, beyond: Ints
+) -> MuonResiduals:  # fmt: skip
+    eta_edges, pt_edges = (np.array(x, dtype=np.float64) for x in (eta_edges, pt_edges))
     means = sums * _PT_UNIT / np.maximum(counts.sum(axis=2, keepdims=True), 1)
-    return MuonResiduals(eta_edges, pt_edges, counts, reach, means[:, :, 0], means[:, :, 1], int(beyond[0]))
+    return MuonResiduals(
+        eta_edges, pt_edges, counts, reach, means[:, :, 0], means[:, :, 1], int(beyond.sum())
+    )
 
 
 def joined_residuals(parts: Sequence[MuonResiduals]) -> MuonResiduals:

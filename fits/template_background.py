@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicHermiteSpline
 
 from musclecal.errors import InputError
+from musclecal.fits.shapes.log_spline import SplineAxis
 from musclecal.fits.shapes.simulation_shape import pooled_tables
 from musclecal.fits.template_closure import smoothing_matrix
 from musclecal.fits.templates import MUON_SHIFTS
@@ -32,8 +33,8 @@ the first finds fewer than ``_ENOUGH`` simulated events."""
 _ENOUGH = 100.0
 _CLASSES, _CLASS_EVENTS = 24, 2e4
 """Most classes of width, and least simulated events in one."""
-_NODE_DISTANCE = 0.1
-"""Of the tables of shapes, in widths."""
+_KNOT_DISTANCE = 0.4
+"""Of the splines, in widths."""
 _PENALTY = 1.0
 """Of the shape of a class. With 100 the shoulders of a peak are 3 % off."""
 _LEAST_PURITY = 1e-3
@@ -130,11 +131,13 @@ def _pooled_peaks(own: Floats, smooth: Floats, window: tuple[float, float]) -> F
     classes[order] = np.minimum((share * n_class).astype(np.int64), n_class - 1)
     classes = np.unique(classes, return_inverse=True)[1]
     t_edges = (edges - middle[:, None]) / width[:, None]
-    nodes = np.arange(t_edges.min() - _NODE_DISTANCE, t_edges.max() + 2.0 * _NODE_DISTANCE, _NODE_DISTANCE)
-    tables = pooled_tables(own, edges, middle, width, classes, penalty=_PENALTY, nodes=nodes)
+    low, high = np.floor(t_edges.min() / _KNOT_DISTANCE), np.ceil(t_edges.max() / _KNOT_DISTANCE)
+    axis = SplineAxis(
+        low * _KNOT_DISTANCE, high * _KNOT_DISTANCE, 4 * round(high - low) + 1, knot_distance=_KNOT_DISTANCE
+    )
     peaks = np.empty_like(own)
-    for c, table in enumerate(tables):
-        below = CubicHermiteSpline(nodes, *np.split(table, 2))
+    for c, table in enumerate(pooled_tables(own, edges, middle, width, classes, penalty=_PENALTY, axis=axis)):
+        below = CubicHermiteSpline(axis.nodes, *np.split(table, 2))
         peaks[classes == c] = np.diff(below(t_edges[classes == c]), axis=1)
     return np.asarray(peaks / peaks.sum(axis=1, keepdims=True))
 

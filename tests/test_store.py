@@ -32,6 +32,7 @@ from musclecal.records import (
     Nuisances,
     PhiRefinement,
     Resolution,
+    Response,
     RunRefinement,
     SampleAgainstRest,
     ScaleCalibration,
@@ -219,6 +220,17 @@ EXAMPLES["joint fit"] = JointFit(
     CALIBRATION, ("Jpsi", "Z even"), ("Z odd",), ("Jpsi", "Z"), floats(2), floats(2), floats(2), floats(2),
     (EXAMPLES["sample against rest"],),
 )  # fmt: skip
+EXAMPLES["response"] = Response(
+    floats(5),
+    floats(4),
+    floats(2, 4, 4),
+    floats(4, 4),
+    floats(9),
+    floats(4, 9),
+    floats(4, 9),
+    ints(2, 4, 3),
+    17,
+)
 EXAMPLES["phi refinement"] = PhiRefinement(
     "Z", floats(5), (1, 2), 12, floats(4, 5), floats(4, 5), floats(40, 40), 9.0, 8, 0.4, 2, 0.001
 )

@@ -5,20 +5,18 @@ generator-level information.
 """
 
 import numpy as np
-from scipy.interpolate import BSpline, CubicSpline
+from scipy.interpolate import CubicSpline
 
 from musclecal.binning import Binning
 from musclecal.fits.shapes.cumulative import STANDARD
+from musclecal.fits.shapes.log_spline import SplineAxis
 from musclecal.fits.shapes.model import SignalModel, on_axis
 from musclecal.records import Floats, Ints
 
-__all__ = ["NODES", "pooled_tables", "simulation_shape", "width_classes"]
+__all__ = ["pooled_tables", "simulation_shape", "width_classes"]
 
 _T_LOW, _T_HIGH, _N_NODE = -12.0, 8.0, 201
-NODES = np.linspace(_T_LOW, _T_HIGH, _N_NODE)
-"""t at which shapes are tabulated."""
-_SPACING = float(NODES[1] - NODES[0])
-_KNOT_DISTANCE = 0.4
+_AXIS = SplineAxis(_T_LOW, _T_HIGH, _N_NODE, knot_distance=0.4)
 _PENALTY = 100.0
 
 
@@ -56,7 +54,7 @@ def simulation_shape(
     classes = width_classes(width, events, pt_plus * binning.n_pt + pt_minus, class_events)
     mass = scale * binning.mass_reference
     tables = pooled_tables(counts, binning.mass_edges, mass, mass * width, classes)
-    return on_axis("simulation-shape", STANDARD, binning, _T_LOW, _SPACING, tables, classes)
+    return on_axis("simulation-shape", STANDARD, binning, _T_LOW, _AXIS.spacing, tables, classes)
 
 
 def pooled_tables(
@@ -67,22 +65,22 @@ def pooled_tables(
     classes: Ints,
     *,
     penalty: float = _PENALTY,
-    nodes: Floats = NODES,
+    axis: SplineAxis = _AXIS,
 ) -> Floats:
-    """(n_class, 2 n_node) a shape g(t), t = (m - place)/width, per class: cumulative at ``nodes``, then density there.
+    """(n_class, 2 n_node) a shape g(t), t = (m - place)/width, per class: cumulative at the nodes, then density there.
 
     Parameters
     ----------
     counts : (n_row, n_mass) of the simulation. edges : (n_mass + 1,) of the mass bins, GeV.
     place, width : (n_row,) GeV. classes : (n_row,) class numbers from 0, none left out.
-    penalty : how strongly ln g is kept near a parabola. nodes : (n_node,) equally spaced t.
+    penalty : how strongly ln g is kept near a parabola. axis : of t.
     """
     events = counts.sum(axis=1)
-    mass = np.clip(place[:, None] + width[:, None] * nodes, edges[0], edges[-1])
+    mass = np.clip(place[:, None] + width[:, None] * axis.nodes, edges[0], edges[-1])
     found = np.diff(_cumulative_at(mass, counts, edges), axis=1)
     looked = np.diff(mass, axis=1) * (events / width)[:, None]
     n_classes = int(classes.max()) + 1
-    tables = np.empty((n_classes, 2 * len(nodes)))
+    tables = np.empty((n_classes, 2 * axis.n_node))
     for c in range(n_classes):
         mine = classes == c
         tables[c] = _smooth_table(
@@ -105,41 +103,15 @@ def _cumulative_at(mass: Floats, counts: Floats, edges: Floats) -> Floats:
     return np.asarray(((c[0] * x + c[1]) * x + c[2]) * x + c[3])
 
 
-def _basis(t: Floats, nodes: Floats) -> Floats:
-    """Cubic B-splines over the range of ``nodes`` at ``t``, (n, n_coefficient)."""
-    n_interval = round(np.ceil((nodes[-1] - nodes[0]) / _KNOT_DISTANCE - 1e-6))
-    knots = nodes[0] + _KNOT_DISTANCE * np.arange(-3, n_interval + 4)
-    inside = np.clip(t, knots[3], knots[-4] - 1e-9)
-    return np.asarray(BSpline.design_matrix(inside, knots, 3).toarray())
-
-
-def _smooth_table(found: Floats, exposure: Floats, strength: float, nodes: Floats) -> Floats:
+def _smooth_table(found: Floats, exposure: Floats, strength: float, axis: SplineAxis) -> Floats:
     """Table of the shape from events per node interval and the events times interval width looked at.
 
-    Poisson regression of ln g on B-splines with a penalty on third differences (P-splines: Eilers and Marx, Stat.
-    Sci. 11 (1996) 89), whose limit is a Gaussian. A rough shape would make the likelihood of a bin rough. The mean of
-    g over an interval is that at two Gauss points: with its value in the middle a Gaussian came out too wide.
+    A rough shape would make the likelihood of a bin rough.
     """
-    middles, spacing = 0.5 * (nodes[1:] + nodes[:-1]), float(nodes[1] - nodes[0])
-    basis = _basis(middles, nodes)
-    third = np.diff(np.eye(basis.shape[1]), 3, axis=0)
-    penalty = strength * third.T @ third + 1e-9 * np.eye(basis.shape[1])
-    seen = middles[exposure > 0.0]
-    log_density = np.log((found + 0.5) / (exposure + 1.0))
-    log_density = np.interp(middles, seen, log_density[exposure > 0.0])
-    coefficients = np.linalg.lstsq(basis, log_density, rcond=None)[0]
-    gauss = [_basis(middles + side * spacing / np.sqrt(12.0), nodes) for side in (-1.0, 1.0)]
-    for _ in range(30):
-        parts = [0.5 * exposure * np.exp(np.clip(point @ coefficients, -40.0, 10.0)) for point in gauss]
-        expected = np.maximum(parts[0] + parts[1], 1e-300)
-        slope = parts[0][:, None] * gauss[0] + parts[1][:, None] * gauss[1]
-        gradient = slope.T @ (found / expected - 1.0) - penalty @ coefficients
-        step = np.linalg.solve(slope.T @ (slope / expected[:, None]) + penalty, gradient)
-        coefficients = coefficients + np.clip(step, -1.0, 1.0)
-        if np.max(np.abs(step)) < 1e-9:
-            break
+    coefficients = axis.log_density(found, exposure, strength)
+    seen = axis.middles[exposure > 0.0]
     at_nodes, at_middles = (
-        np.exp(_basis(np.clip(t, seen[0], seen[-1]), nodes) @ coefficients) for t in (nodes, middles)
+        np.exp(axis.basis(np.clip(t, seen[0], seen[-1])) @ coefficients) for t in (axis.nodes, axis.middles)
     )
-    simpson = spacing * (at_nodes[1:] + 4.0 * at_middles + at_nodes[:-1]) / 6.0
+    simpson = axis.spacing * (at_nodes[1:] + 4.0 * at_middles + at_nodes[:-1]) / 6.0
     return np.concatenate([[0.0], np.cumsum(simpson), at_nodes])

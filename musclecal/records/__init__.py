@@ -19,6 +19,7 @@ from musclecal.records.closure import (
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
 from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
+from musclecal.records.response import Response
 from musclecal.records.scale import (
     JointFit,
     PhiRefinement,
@@ -52,6 +53,7 @@ __all__ = [
     "Nuisances",
     "PhiRefinement",
     "Resolution",
+    "Response",
     "RunRefinement",
     "SampleAgainstRest",
     "ScaleCalibration",
