@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musclecal.binning import equal_eta_edges
-from musclecal.export import correction_tables, export_correctionlib, export_header, export_npz
+from musclecal.export import correction_tables, export_correctionlib, export_header, export_npz, export_root
 from musclecal.records import CorrectionTables, ScaleWithCovariance, Smearing
 from musclecal.scale import relative_correction
 from musclecal.smear import normal_draws
@@ -42,6 +42,7 @@ def folder(tables: CorrectionTables, tmp_path_factory: pytest.TempPathFactory) -
     export_correctionlib(tables, folder / "muon_scale.json.gz")
     export_npz(tables, folder / "muon_scale.npz")
     export_header(tables, folder / "muon_scale.h")
+    export_root(tables, folder / "muon_scale.root")
     return folder
 
 
@@ -174,3 +175,20 @@ def test_rdataframe(tables: CorrectionTables, folder: Path) -> None:
         expected = measured * factors(tables, measured, eta, np.array([1.0, -1.0, 1.0]))
         np.testing.assert_allclose(np.array(scaled), expected, rtol=2e-7)
     assert "Muon_scaled_pt" in run("rdataframe/scale_muons.py", folder)
+
+
+def test_recipes_of_template_fits(
+    tables: CorrectionTables, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of docs/wremnants.md, in the folder of the file."""
+    page = EXAMPLES.parent / "docs" / "wremnants.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside these tests")
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    np.testing.assert_array_equal(names["shifts"], tables.variations)
+    assert tuple(names["names"]) == tables.variation_names
+    np.testing.assert_allclose(names["matrix"], 4.0 * tables.covariance, rtol=1e-12)
