@@ -26,11 +26,13 @@ Floats = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def tables() -> CorrectionTables:
-    """24 eta bins; smearing of 1 % everywhere."""
+    """24 eta bins, all parameters in each of the first variations; smearing of 1 % everywhere."""
     rng = np.random.default_rng(8)
     edges = np.array(equal_eta_edges(24, 2.4))
     A, e, M = (rng.normal(0.0, size, 24) for size in (3e-4, 2e-3, 3e-5))
-    covariance = np.diag(np.tile([2e-5, 2e-4, 2e-6], 24) ** 2)
+    sigma = np.tile([2e-5, 2e-4, 2e-6], 24)
+    common = rng.normal(size=(72, 9))
+    covariance = (np.eye(72) + common @ common.T) * np.outer(sigma, sigma)
     smearing = Smearing(np.array([-2.4, 2.4]), *(np.array([x]) for x in (1e-4, 0.0, 0.0, 100.0, 0.0)))
     scale = ScaleWithCovariance(edges, A, e, M, covariance)
     return correction_tables(scale, {"period": "2016H"}, s=2.0, smearing=smearing)
