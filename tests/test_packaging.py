@@ -33,7 +33,7 @@ ALLOWED_IN = {
     "mplhep": ("validation/plot_style",),
     "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),
-    "uproot": ("columnar", "event_writer", "events", "export/root"),
+    "uproot": ("columnar", "event_writer", "events", "export/root", "export/root_file"),
     "zfit": ("fits/reference", "fits/template_likelihood"),
 }
 """Where in the package a heavy or optional library may be imported. Tests and benchmarks are free."""

@@ -84,7 +84,7 @@ def pooled_tables(
     for c in range(n_classes):
         mine = classes == c
         tables[c] = _smooth_table(
-            np.maximum(found[mine].sum(axis=0), 0.0), looked[mine].sum(axis=0), penalty, nodes
+            np.maximum(found[mine].sum(axis=0), 0.0), looked[mine].sum(axis=0), penalty, axis
         )
     return tables
 
