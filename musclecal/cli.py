@@ -142,8 +142,8 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
             _echo_json(table)
         else:
             click.echo(text)
-        if name in ("export", "report"):
-            campaign.check_gates(campaign.closures if name == "report" else ())
+        if name == "report":
+            campaign.check_gates(campaign.closures)
         elif name == "resolution":
             campaign.check_width_gates()
         elif name == "fit":
@@ -198,12 +198,6 @@ def _show_joint(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     return joint_text(joint), joint_table(joint) | {"calibration": calibration_table(joint.calibration)}
 
 
-def _show_export(campaign: "Campaign") -> tuple[str, dict[str, object]]:
-    folder = campaign.export_task().output.parent
-    files = sorted(str(p) for p in folder.iterdir() if not p.name.endswith(".manifest.json"))
-    return "\n".join(files), {"files": files}
-
-
 def _show_report(campaign: "Campaign") -> tuple[str, dict[str, object]]:
     from musclecal.report import calibration_table, report_task
 
@@ -253,14 +247,52 @@ for _name, _description, _show in (
         """,
         _show_joint,
     ),
-    (
-        "export",
-        "Write the correction.\n\nmuon_scale.json.gz (correctionlib), calibration.npz, calibration.json.",
-        _show_export,
-    ),
     ("report", "Write the figures and the summary.", _show_report),
 ):
     _stage(_name, _description, _show)
+
+
+@main.command()
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    help="npz, json, correctionlib, root, header or rochester; again for more. [default: from the campaign file]",
+)
+@_target_option
+@_campaign_option
+@_json_option
+@_force_option
+@_explained
+def export(formats: tuple[str, ...], target: str | None, path: Path, as_json: bool, force: bool) -> None:
+    """Write the correction as tables that need no musclecal, with reference muons and a manifest.
+
+    The statistical uncertainty is scaled by the s of the closures. The folder is checked as by `musclecal validate`.
+    """
+    campaign, progress = _open(path, target)
+    task = campaign.export_task(formats)
+    _run(progress, (task,), force)
+    files = sorted(str(file) for file in (task.output, *task.also))
+    if as_json:
+        _echo_json({"files": files})
+    else:
+        click.echo("\n".join(files))
+    campaign.check_gates(())
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@_json_option
+@_explained
+def validate(folder: Path, as_json: bool) -> None:
+    """Check an export folder: schema, covariance, the same content in all files, reference muons."""
+    from musclecal.export.validate import validate_folder
+
+    lines = validate_folder(folder)
+    if as_json:
+        _echo_json({"checks": list(lines)})
+    else:
+        click.echo("\n".join(lines))
 
 
 @main.command()

@@ -191,6 +191,32 @@ class JointConfig(_Table):
     """Samples that are fitted together, by event number in halves; all others are compared with the fit."""
 
 
+class ExportConfig(_Table):
+    """[export]"""
+
+    formats: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "npz", "json", "correctionlib", "root", "header",
+    )  # fmt: skip
+    """npz, json, correctionlib, root, header; rochester (kappa and lambda, without the energy loss) if asked."""
+    period: str = ""
+    """Data-taking period that the tables are for."""
+    pt_range: tuple[Positive, Positive] = (2.0, 200.0)
+    """GeV, where the correction is valid."""
+    licence: str = ""
+    scaled: bool = True
+    """Scale the statistical uncertainty by the s of the closures, where there are any."""
+
+    @model_validator(mode="after")
+    def _known_formats(self) -> "ExportConfig":
+        known = ("npz", "json", "correctionlib", "root", "header", "rochester")
+        for name in self.formats:
+            if name not in known:
+                raise ValueError(f"formats: {name!r} is none of {', '.join(known)}")
+        if not self.pt_range[0] < self.pt_range[1]:
+            raise ValueError("pt_range: must increase")
+        return self
+
+
 class SimulateConfig(_Table):
     """[samples.NAME.simulate]: a sample made by the built-in simulation."""
 
@@ -281,6 +307,7 @@ class CampaignConfig(_Table):
     systematics: SystematicsConfig = SystematicsConfig()
     propagation: PropagationConfig = PropagationConfig()
     joint: JointConfig = JointConfig()
+    export: ExportConfig = ExportConfig()
     gates: GateConfig = GateConfig()
 
     @model_validator(mode="after")

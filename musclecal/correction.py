@@ -289,7 +289,7 @@ class Correction:
 
     def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
-        reason = self._apply(_reasons, (pt, eta, charge), self._nominal, np.dtype(np.int8))
+        reason = self._apply(_reasons, (pt, eta, charge), self._nominal, np.int8)
         return Validity(reason == 0, reason)
 
     # How it is done
@@ -312,7 +312,7 @@ class Correction:
         run: Callable[..., None],
         columns: Sequence[Any],
         table: Floats,
-        dtype: np.dtype[Any] = np.dtype(np.float64),
+        dtype: type = np.float64,
     ) -> Any:
         flat, rebuild = _flat(columns, _REAL)
         axis, out = self._axis, np.empty(len(flat[0]), dtype)

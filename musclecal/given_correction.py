@@ -15,15 +15,13 @@ import numpy as np
 
 from musclecal.apply import correct
 from musclecal.errors import InputError
-from musclecal.export import load_arrays
-from musclecal.export.arrays import FORMAT
+from musclecal.export.folder import holds_tables, read_tables, table_file
 from musclecal.records import DimuonEvents, Floats, Muons, ScaleParameters, ScaleWithCovariance
 from musclecal.samples import Correction, read_scale
 
 __all__ = ["GivenCorrection", "read_correction"]
 
 _NOMINAL = ("nom", "nominal")
-_OURS = f'"{FORMAT.rpartition(" ")[0]} '
 
 
 @dataclass(frozen=True)
@@ -35,28 +33,6 @@ class GivenCorrection:
     scale: ScaleWithCovariance | None = None
 
 
-def correction_file(path: Path) -> Path:
-    """The file that holds the correction: ``path`` itself, or what an export folder holds.
-
-    Raises
-    ------
-    InputError : no such file, or a folder without a correction.
-    """
-    if path.is_dir():
-        for name in ("calibration.npz", "calibration.json", "muon_scale.json.gz"):
-            if (path / name).is_file():
-                return path / name
-        files = sorted(p for p in path.iterdir() if p.name.endswith((".json", ".json.gz", ".npz")))
-        if len(files) == 1:
-            return files[0]
-        raise InputError(
-            f"{path}: no calibration.npz or muon_scale.json.gz in it: give the correction file itself"
-        )
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder")
-    return path
-
-
 def read_correction(path: Path) -> GivenCorrection:
     """The correction in a file or an export folder.
 
@@ -64,14 +40,22 @@ def read_correction(path: Path) -> GivenCorrection:
     ------
     InputError : not a correction that is understood; the message names the file and what is missing.
     """
-    file = correction_file(path)
-    if file.suffix == ".npz" or (file.suffix == ".json" and _OURS in _text(file)):
-        arrays = load_arrays(file)
-        return GivenCorrection(partial(correct, scale=arrays), (str(file),), arrays)
+    file = _only_file(path) if path.is_dir() and not holds_tables(path) else table_file(path)
+    if holds_tables(file):
+        tables = read_tables(file)
+        return GivenCorrection(partial(correct, scale=tables), (str(file),), tables)
     if _is_correctionlib(file):
         return GivenCorrection(_from_correctionlib(file), (str(file),))
     scale: ScaleParameters = read_scale(file)
     return GivenCorrection(partial(correct, scale=scale), (str(file),))
+
+
+def _only_file(folder: Path) -> Path:
+    """The only file of a folder that is no export."""
+    files = sorted(p for p in folder.iterdir() if p.name.endswith((".json", ".json.gz")))
+    if len(files) != 1:
+        raise InputError(f"{folder}: not an export folder: give the correction file itself")
+    return files[0]
 
 
 def _is_correctionlib(file: Path) -> bool:

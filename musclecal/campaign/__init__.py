@@ -2,21 +2,20 @@
 
 Folders under the output folder: samples, binning, fill, fit, extract, template, closure, refine, export, figures.
 Each class adds stages to those before it: `inputs`, `calibration`, `template`, `joint`, `closures`, `refinement`,
-`resolution`, `uncertainty`, and here the export and the list of all.
+`resolution`, `uncertainty`, `export`, and here the list of all.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from musclecal.campaign.closures import UNCORRECTED
+from musclecal.campaign.export import ExportStages
 from musclecal.campaign.template import Applied
-from musclecal.campaign.uncertainty import BOSONS, UncertaintyStages
+from musclecal.campaign.uncertainty import BOSONS
 from musclecal.errors import QualityGateError
-from musclecal.export import export_arrays, export_correctionlib
-from musclecal.fits.contribution import sample_and_part
 from musclecal.records import MassFits, ScaleCalibration
 from musclecal.samples import Progress
-from musclecal.tasks import Task, package_version
+from musclecal.tasks import Task
 
 __all__ = ["STAGES", "UNCORRECTED", "Campaign"]
 
@@ -34,42 +33,8 @@ STAGES = (
 )
 
 
-class Campaign(UncertaintyStages):
+class Campaign(ExportStages):
     """All stages of a campaign file."""
-
-    # Export
-
-    def export_task(self) -> Task:
-        """The correctionlib file, with the arrays beside it."""
-        output = self.output / "export" / "muon_scale.json.gz"
-        also = tuple(output.with_name(f"calibration.{suffix}") for suffix in ("npz", "json"))
-        return Task("export", "export", output, self._export, {"provenance": self._provenance()}, (),
-                    (self.calibration_task,), also)  # fmt: skip
-
-    def _provenance(self) -> dict[str, str]:
-        names = self.config.joint.use if self.is_joint else (self.calibrated,)
-        resonances = {sample_and_part(name)[0] for name in names}
-        used = [name for name, s in self.config.samples.items() if s.resonance in resonances]
-        model = self.config.resonance(self.calibrated).model
-        target = {"corrects": "simulation, to its own truth"} if self.corrects_simulation else {}
-        mass_fits = {"model": model} if self.first_engine == "mass-fits" else {}
-        return (
-            target
-            | mass_fits
-            | {
-                "campaign": self.config.campaign.name,
-                "musclecal": package_version(),
-                "engine": self.config.campaign.engine,
-                "resonances": ", ".join(names),
-                "samples": ", ".join(used),
-                "passes": str(self.config.campaign.passes),
-            }
-        )
-
-    def _export(self) -> None:
-        calibration, output = self.calibration(), self.export_task().output
-        export_arrays(calibration, output.parent, self._provenance())
-        export_correctionlib(calibration, output, self._provenance())
 
     # All
 

@@ -1,29 +1,87 @@
-"""The folder of an export: which formats there are, and how any of its files is read back."""
+"""The folder of an export: which formats there are, how they are written together, and how any file is read back."""
 
+import gzip
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from musclecal.errors import InputError
 from musclecal.export.arrays import export_json, export_npz, load_arrays
 from musclecal.export.correctionlib_json import export_correctionlib, load_correctionlib
+from musclecal.export.cpp_header import export_header
+from musclecal.export.reference_vectors import REFERENCE_FILE, export_reference
+from musclecal.export.rochester import export_rochester
+from musclecal.export.root_file import export_root, load_root
+from musclecal.export.tables import FORMAT
 from musclecal.records import CorrectionTables
+from musclecal.store import written_atomically
+from musclecal.tasks import fingerprint
 
-__all__ = ["FORMATS", "READERS", "read_tables", "table_file"]
+__all__ = [
+    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "read_tables", "table_file",
+]  # fmt: skip
 
 FORMATS: dict[str, tuple[str, Callable[[CorrectionTables, Path], None]]] = {
     "npz": ("calibration.npz", export_npz),
     "json": ("calibration.json", export_json),
     "correctionlib": ("muon_scale.json.gz", export_correctionlib),
+    "root": ("muon_scale.root", export_root),
+    "header": ("muon_scale.h", export_header),
+    "rochester": ("muon_scale.txt", export_rochester),
 }
 """By name: the file, and what writes it."""
 
+DEFAULT_FORMATS = tuple(name for name in FORMATS if name != "rochester")
+
+MANIFEST = "manifest.json"
+
 READERS: dict[str, Callable[[Path], CorrectionTables]] = {
     ".npz": load_arrays,
-    ".json": load_arrays,
+    ".root": load_root,
     ".json.gz": load_correctionlib,
+    ".json": load_arrays,
 }
-"""By end of the file name, in the order of preference in a folder."""
+"""By end of the file name, best first."""
+
+_OURS = FORMAT.rpartition(" ")[0]
+
+
+def export_folder(
+    tables: CorrectionTables, folder: Path, formats: Sequence[str] = DEFAULT_FORMATS, licence: str = ""
+) -> tuple[Path, ...]:
+    """Write the tables in all ``formats`` into ``folder``, with reference vectors and a manifest of all files.
+
+    Parameters
+    ----------
+    licence : under which the numbers may be used, for the manifest.
+
+    Raises
+    ------
+    InputError : an unknown format.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"format: {name!r} is none of {', '.join(FORMATS)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in formats:
+        file, write = FORMATS[name]
+        write(tables, folder / file)
+        written.append(folder / file)
+    export_reference(tables, folder / REFERENCE_FILE)
+    written.append(folder / REFERENCE_FILE)
+    content = {
+        "format": FORMAT,
+        "provenance": dict(tables.provenance),
+        "licence": licence or "not stated",
+        "s": tables.s,
+        "variations": list(tables.variation_names),
+        "files": {file.name: fingerprint(file) for file in sorted(written)},
+    }
+    with written_atomically(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return (*written, folder / MANIFEST)
 
 
 def table_file(path: Path) -> Path:
@@ -34,14 +92,30 @@ def table_file(path: Path) -> Path:
     InputError : no such file, or a folder without tables.
     """
     if path.is_dir():
-        written = {name: file for name, (file, _) in FORMATS.items()}
-        for file in written.values():
-            if (path / file).is_file() and _reader(path / file):
+        readable = [file for file, _ in FORMATS.values() if _reader(path / file)]
+        for file in readable:
+            if (path / file).is_file():
                 return path / file
-        raise InputError(f"{path}: none of {', '.join(written.values())} in it: not an export folder")
+        raise InputError(f"{path}: none of {', '.join(readable)} in it: not an export folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
     return path
+
+
+def holds_tables(path: Path) -> bool:
+    """Whether a folder or file looks like an export of this package, whatever its state."""
+    if path.is_dir():
+        return any((path / file).is_file() for file, _ in FORMATS.values() if _reader(path / file))
+    if path.suffix in (".npz", ".root"):
+        return True
+    try:
+        opened = (
+            gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace")
+        )
+        with opened as file:
+            return _OURS in file.read(4000)
+    except (OSError, EOFError):
+        return False
 
 
 def read_tables(path: str | os.PathLike[str]) -> CorrectionTables:

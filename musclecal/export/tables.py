@@ -17,7 +17,6 @@ from musclecal.records import (
     CorrectionTables,
     Floats,
     NuisanceGroup,
-    ScaleParameters,
     ScaleWithCovariance,
     Smearing,
 )
@@ -36,7 +35,7 @@ __all__ = [
 ]
 
 FORMAT = "musclecal tables 2"
-_OLDER = "musclecal arrays 1"
+OLDER = "musclecal arrays 1"
 PT_RANGE = (2.0, 200.0)
 """GeV. The parametrisation extrapolates beyond the muons that it was made from; its uncertainty grows with it."""
 
@@ -250,8 +249,8 @@ def tables_of(content: Mapping[str, Any]) -> CorrectionTables:
     KeyError : something is missing.
     """
     found = str(content["format"])
-    if found not in (FORMAT, _OLDER):
-        raise InputError(f"format {found!r}, this version reads {FORMAT!r} and {_OLDER!r}")
+    if found not in (FORMAT, OLDER):
+        raise InputError(f"format {found!r}, this version reads {FORMAT!r} and {OLDER!r}")
     A, e, M = (np.asarray(content[name], dtype=np.float64) for name in ("A", "e", "M"))
     expected, order = scale_parameter_names(len(A)), tuple(str(name) for name in content["parameter_order"])
     if order != expected:
@@ -259,7 +258,7 @@ def tables_of(content: Mapping[str, Any]) -> CorrectionTables:
     edges, covariance = (np.asarray(content[key], dtype=np.float64) for key in ("eta_edges", "covariance"))
     scale = ScaleWithCovariance(edges, A, e, M, covariance)
     variations = np.asarray(content["variations"], dtype=np.float64)
-    if found == _OLDER:
+    if found == OLDER:
         names = [f"stat{i}" for i in range(variations.shape[-1])]
         return checked_tables(scale, 1.0, names, variations, PT_RANGE, None, {}, content["provenance"])
     low, high = (float(x) for x in content["pt_range"])
@@ -281,9 +280,3 @@ def tables_of(content: Mapping[str, Any]) -> CorrectionTables:
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def nominal_only(scale: ScaleParameters) -> ScaleWithCovariance:
-    """A correction of which no uncertainty is known."""
-    n = 3 * scale.n_eta
-    return ScaleWithCovariance(scale.eta_edges, scale.A, scale.e, scale.M, np.zeros((n, n)))
