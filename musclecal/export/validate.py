@@ -1,0 +1,123 @@
+"""Whether an export folder may be given to others: every file can be read, says the same, and does the same."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musclecal.errors import InputError
+from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME
+from musclecal.export.folder import FORMATS, MANIFEST, READERS
+from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
+from musclecal.export.tables import content_of
+from musclecal.records import CorrectionTables
+from musclecal.tasks import fingerprint
+
+__all__ = ["validate_folder"]
+
+_AGREEMENT = 1e-9
+"""Of numbers in different files, relative to the largest of their kind: correctionlib has 12 digits."""
+_FACTORS = 1e-12
+
+
+def validate_folder(folder: Path) -> tuple[str, ...]:
+    """Check all that is in an export folder; a line for each check that was made.
+
+    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, variations
+    that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
+    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib.
+
+    Raises
+    ------
+    InputError : the first thing that is wrong, with the file.
+    """
+    return tuple(_checks(folder))
+
+
+def _checks(folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    yield _check_manifest(folder)
+    read = {}
+    for file, _ in FORMATS.values():
+        reader = next((r for end, r in READERS.items() if file.endswith(end)), None)
+        if reader is not None and (folder / file).is_file():
+            read[file] = reader(folder / file)
+    if not read:
+        raise InputError(f"{folder}: holds no tables")
+    first, *others = read
+    yield f"{first}: schema, finite numbers, parameter order, positive covariance, variations that sum to it"
+    for file in others:
+        _same(folder / file, read[first], read[file])
+        yield f"{file}: the same tables"
+    tables = read[first]
+    yield _check_reference(folder / REFERENCE_FILE, tables)
+    library = FORMATS["correctionlib"][0]
+    if library in read:
+        yield _check_correctionlib(folder / library, tables)
+
+
+def _check_manifest(folder: Path) -> str:
+    path = folder / MANIFEST
+    try:
+        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a readable manifest ({error})") from None
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: listed in the manifest, but not there")
+        if fingerprint(folder / name) != expected:
+            raise InputError(f"{folder / name}: was changed after the export")
+    return f"{MANIFEST}: {len(files)} files, all as they were written"
+
+
+def _same(path: Path, one: CorrectionTables, other: CorrectionTables) -> None:
+    first, second = content_of(one), content_of(other)
+    if first.keys() != second.keys():
+        raise InputError(f"{path}: other entries: {', '.join(sorted(first.keys() ^ second.keys()))}")
+    for name, value in first.items():
+        if isinstance(value, np.ndarray):
+            size = np.max(np.abs(value), initial=1e-300)
+            wrong = np.shape(value) != np.shape(second[name]) or np.any(
+                np.abs(value - second[name]) > _AGREEMENT * size
+            )
+        else:
+            wrong = value != second[name]
+        if wrong:
+            raise InputError(f"{path}: another {name} than the other files")
+
+
+def _check_reference(path: Path, tables: CorrectionTables) -> str:
+    given, expected = load_reference(path), reference_of(tables)
+    _compare(path, given, lambda name: expected[name], set(expected))
+    return f"{path.name}: {len(given['pt'])} muons, computed again"
+
+
+def _check_correctionlib(path: Path, tables: CorrectionTables) -> str:
+    import correctionlib
+
+    reference = reference_of(tables)
+    found = correctionlib.CorrectionSet.from_string(gzip.decompress(path.read_bytes()).decode())
+    muon = [reference[name] for name in ("pt", "eta", "charge")]
+
+    def evaluated(name: str) -> Any:
+        if name == "smear":
+            names = ("pt", "eta", "phi", "run", "lumi", "event")
+            return found[SMEAR_NAME].evaluate(*(reference[n] for n in names), 0)
+        return found[CORRECTION_NAME].evaluate(*muon, "nom" if name == "scale" else name)
+
+    factors = [name for name in reference if name in ("scale", "smear") or name.endswith(("_up", "_down"))]
+    _compare(path, reference, evaluated, set(factors))
+    return f"{path.name}: reference muons by correctionlib"
+
+
+def _compare(path: Path, given: dict[str, Any], expected: Callable[[str], Any], names: set[str]) -> None:
+    for name in sorted(names):
+        if name not in given:
+            raise InputError(f"{path}: no column {name}")
+        wrong = ~(np.abs(given[name] - expected(name)) <= _FACTORS)
+        if np.any(wrong):
+            raise InputError(f"{path}: {name} of reference muon {int(np.argmax(wrong))} is another number")
