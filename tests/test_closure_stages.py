@@ -224,23 +224,18 @@ def test_z_samples_alone_close_as_they_are(finished: Path, z_alone: Path, comman
 
 
 @pytest.mark.parametrize(
-    ("given", "has_covariance"),
-    [("", True), ("calibration.json", True), ("calibration.npz", True), ("muon_scale.json.gz", False)],
+    "given", ["", "calibration.json", "calibration.npz", "muon_scale.json.gz", "muon_scale.root"]
 )
-def test_z_samples_alone_close_an_export(
-    finished: Path, z_alone: Path, command: Command, given: str, has_covariance: bool
-) -> None:
-    """As the campaign that made it does; with s where the file states a covariance."""
+def test_z_samples_alone_close_an_export(finished: Path, z_alone: Path, command: Command, given: str) -> None:
+    """As the campaign that made it does; with s, as every file states the covariance."""
     export = finished / "out" / "export" / given
     path = z_alone / "campaign.toml"
     table = table_of(command("closure", "--calibration", export, "--json", "--campaign", path))
     expected = Campaign(finished / "campaign.toml").closure("Z")
     found = np.array([table["A"], table["M"]]).T
     np.testing.assert_allclose(found, expected.values, rtol=0.0, atol=1e-9)
-    assert (table["s"] is not None) == has_covariance
-    if has_covariance:
-        assert table["chi2"] == pytest.approx(expected.chi2, rel=1e-6)
-        assert table["s"] == pytest.approx(expected.s, abs=1e-4)
+    assert table["chi2"] == pytest.approx(expected.chi2, rel=1e-6)
+    assert table["s"] == pytest.approx(expected.s, abs=1e-4)
 
 
 def test_somebody_elses_table_in_other_bins_is_closed(
@@ -273,7 +268,7 @@ def test_somebody_elses_table_in_other_bins_is_closed(
         (("--splits",), "--uncorrected or --calibration"),
         (("--uncorrected", "--calibration", "theirs"), "--uncorrected and --calibration exclude each other"),
         (("--calibration", "nowhere"), "nowhere: no such file or folder"),
-        (("--calibration", "empty"), "empty: no calibration.npz or muon_scale.json.gz in it"),
+        (("--calibration", "empty"), "empty: not an export folder: give the correction file itself"),
         (("--calibration", "campaign.toml"), "campaign.toml: not a JSON file"),
         (("--calibration", "truth.json", "--engine", "scalar"), "only the template engine closes a given"),
         (("--resonance", "Y1S", "--uncorrected"), 'no sample of kind "data" for the resonance Y1S'),

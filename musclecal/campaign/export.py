@@ -1,5 +1,7 @@
 """The stage export: the calibration with its uncertainties as tables for analyses."""
 
+from functools import partial
+
 from musclecal.campaign.uncertainty import UncertaintyStages
 from musclecal.errors import InputError
 from musclecal.export.folder import FORMATS, MANIFEST, export_folder
@@ -12,7 +14,7 @@ from musclecal.tasks import Task, fingerprint, package_version
 
 __all__ = ["ExportStages"]
 
-_OF_MUONS = ("scale_stat", "resolution")
+_OF_OTHERS = ("scale_stat", "resolution")
 """Groups of nuisances that are no further variations of A, e, M: the first is scaled from the covariance itself."""
 
 
@@ -44,23 +46,25 @@ class ExportStages(UncertaintyStages):
         output = self.output / "export" / MANIFEST
         also = tuple(output.with_name(name) for name in (*(FORMATS[f][0] for f in wanted), REFERENCE_FILE))
         options = {"provenance": self._provenance(), "settings": settings}
-        run = lambda: self._export(wanted)  # noqa: E731
+        run = partial(self._export, wanted)
         return Task("export", "export", output, run, options, (), after, also)
 
     def tables(self) -> CorrectionTables:
         """The calibration as analyses use it, once the tasks before the export are done."""
-        settings = self.config.export
+        unscaled = partial(
+            correction_tables,
+            self.calibration(),
+            self._provenance(),
+            smearing=self.resolution().smearing if self._is_smeared else None,
+            pt_range=self.config.export.pt_range,
+        )
         if not self._is_scaled:
-            s, others, closures = 1.0, (), ()
-        else:
-            s = self.systematic().s
-            others = tuple(g for g in self.nuisances().groups if g.name not in _OF_MUONS)
-            closures = tuple(self.closure(name) for name in self.systematic_closures)
-        smearing = self.resolution().smearing if self._is_smeared else None
-        return correction_tables(
-            self.calibration(), self._provenance(), s=s, others=others, smearing=smearing, closures=closures,
-            pt_range=settings.pt_range,
-        )  # fmt: skip
+            return unscaled()
+        return unscaled(
+            s=self.systematic().s,
+            others=tuple(group for group in self.nuisances().groups if group.name not in _OF_OTHERS),
+            closures=tuple(self.closure(name) for name in self.systematic_closures),
+        )
 
     def _export(self, formats: tuple[str, ...]) -> None:
         folder = self.output / "export"
