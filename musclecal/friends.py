@@ -294,7 +294,7 @@ class _FriendWriter:
 
         with (
             written_atomically(self._path) as temporary,
-            uproot.recreate(temporary, compression=uproot.LZ4(1)) as file,
+            uproot.recreate(temporary, compression=uproot.ZSTD(1)) as file,
         ):
             tree: Any = None
             for branches, n_events in self._branches(wanted, chunk_events):

@@ -1,6 +1,7 @@
 """Friend trees: event for event what the correction gives, whole or absent, and clear about what cannot be used."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def expected(correction: Correction, content: Branches, name: str = "nom") -> np
         ak.to_numpy(ak.flatten(content[f"Muon_{key}"])) for key in ("pt", "eta", "phi", "charge")
     )
     wide = pt.astype(np.float64)
-    return (wide * correction.scale(wide, eta, phi, charge, name)).astype(pt.dtype)
+    return np.asarray(wide * correction.scale(wide, eta, phi, charge, name), dtype=pt.dtype)
 
 
 @pytest.mark.parametrize("rntuple", [False, True])
@@ -120,7 +121,8 @@ def test_a_friend_holds_what_the_correction_gives(
         assert values.dtype == kind
         np.testing.assert_array_equal(values, expected(correction, content, syst))
     wide = [ak.flatten(content[f"Muon_{key}"]).to_numpy() for key in ("pt", "eta", "phi", "charge")]
-    error = correction.pt_error(*wide, ak.flatten(content["Muon_ptErr"]).to_numpy().astype(np.float64))
+    pt_err = ak.flatten(content["Muon_ptErr"]).to_numpy().astype(np.float64)
+    error = correction.pt_error(*wide, pt_err=pt_err)
     np.testing.assert_array_equal(ak.flatten(found["Muon_ptErr_corr"]), error.astype(kind))
     reason = ak.flatten(found["Muon_scale_reason"]).to_numpy()
     assert reason.dtype == np.int8
@@ -241,6 +243,29 @@ def test_the_origin_stands_beside_the_tree(tmp_path: Path, correction: Correctio
     with uproot.open(tmp_path / "f.root") as file:
         origin = json.loads(str(file["musclecal"]))
     assert origin == {"correction": {"period": "test"}, "inputs": ["nano.root"], "smear": {"salt": 4}}
+
+
+@pytest.mark.parametrize("library", ["uproot", "ROOT"])
+def test_the_documented_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correction: Correction, library: str
+) -> None:
+    """The Python of docs/apply.md, in the folder of the files."""
+    page = Path(__file__).parents[1] / "docs" / "apply.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside these tests")
+    pytest.importorskip(library)
+    (code,) = re.findall(rf"```python\n([^`]*import {library}\n.*?)```", page.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    content = branches()
+    write_friends(write(Path("nano.root"), content), correction, "friend.root")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    wanted = expected(correction, content)
+    if library == "uproot":
+        np.testing.assert_array_equal(ak.flatten(names["muons"].Muon_pt), wanted)
+    else:
+        found = names["frame"].AsNumpy(["good_pt"])["good_pt"]
+        assert sum(len(muons) for muons in found) == len(wanted) - 7
 
 
 # What cannot be used
