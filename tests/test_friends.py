@@ -120,13 +120,14 @@ def test_a_friend_holds_what_the_correction_gives(
         values = ak.to_numpy(ak.flatten(found[f"Muon_pt_corr{column}"]))
         assert values.dtype == kind
         np.testing.assert_array_equal(values, expected(correction, content, syst))
-    wide = [ak.flatten(content[f"Muon_{key}"]).to_numpy() for key in ("pt", "eta", "phi", "charge")]
-    pt_err = ak.flatten(content["Muon_ptErr"]).to_numpy().astype(np.float64)
-    error = correction.pt_error(*wide, pt_err=pt_err)
+    pt, eta, phi, charge, pt_err = (
+        ak.flatten(content[f"Muon_{key}"]).to_numpy() for key in ("pt", "eta", "phi", "charge", "ptErr")
+    )
+    error = correction.pt_error(pt, eta, phi, charge, pt_err.astype(np.float64))
     np.testing.assert_array_equal(ak.flatten(found["Muon_ptErr_corr"]), error.astype(kind))
     reason = ak.flatten(found["Muon_scale_reason"]).to_numpy()
     assert reason.dtype == np.int8
-    np.testing.assert_array_equal(reason, correction.validity(*wide).reason)
+    np.testing.assert_array_equal(reason, correction.validity(pt, eta, phi, charge).reason)
     assert friend == Friend(
         str(out), (str(source),), friend.branches, 300, tuple(np.bincount(reason, minlength=len(Reason)))
     )
