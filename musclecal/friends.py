@@ -1,6 +1,6 @@
 """Friend trees: the corrected muons of NanoAOD-like files, in files of their own, the same events in the same order.
 
-A friend holds what the correction gives, and nMuon, run, luminosityBlock, event to show that it belongs to its file.
+A friend holds what the correction gives; nMuon, run, luminosityBlock and event in it show that it belongs to its file.
 Files are read and written in chunks of events; what is written depends neither on them nor on threads.
 
 Not for: the correction itself (`musclecal.correction`), pairs of muons (`musclecal.events`).
@@ -85,7 +85,8 @@ def write_friends(
     Branches of each muon, pT in the precision (float32 or float64) of ``Muon_pt``, computed in float64:
     ``Muon_pt_corr``; ``Muon_ptErr_corr`` where there is a ``Muon_ptErr``, in its precision; ``Muon_scale_reason``
     (int8, `musclecal.correction.Reason`, 0: corrected); ``Muon_pt_corr_<name>_up`` and ``_down`` of each variation;
-    ``Muon_pt_smeared``, the scaled pT smeared. Muons out of range keep their pT.
+    ``Muon_pt_smeared``, the scaled pT smeared. Muons out of range keep their pT. Beside them nMuon, and run,
+    luminosityBlock, event where the file has them.
 
     Parameters
     ----------
@@ -114,7 +115,7 @@ def write_friends(
     out = Path(out)
     sources = expand_paths(files)
     friends = _friends(sources, out)
-    total = sum(_checked_rows(source) for source in sources)
+    total = sum(_checked_rows(source, smear) for source in sources)
     if out.suffix != ".root":
         out.mkdir(exist_ok=True)
     done = 0
@@ -175,22 +176,25 @@ def _friends(sources: Sequence[str], out: Path) -> dict[Path, list[str]]:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def _checked_rows(source: str) -> int:
+def _checked_rows(source: str, smear: bool) -> int:
     """Number of events of a file that has all branches."""
     with open_table(source) as table:
-        _types(table)
+        _types(table, smear)
         if not table.n_rows:
             raise InputError(f"{source}: has no rows")
         return table.n_rows
 
 
-def _types(table: Table) -> dict[str, ColumnType]:
-    needed = (*MUON_BRANCHES, *EVENT_BRANCHES.values())
+def _types(table: Table, smear: bool) -> dict[str, ColumnType]:
+    """The branches to read. Files without event numbers exist; nothing can be drawn for their muons."""
+    identifiers = tuple(EVENT_BRANCHES.values())
+    needed = (*MUON_BRANCHES, *identifiers) if smear else MUON_BRANCHES
     for name in needed:
         if name not in table.names:
-            raise InputError(f"{table.path}: no branch {name!r}: friends need {', '.join(needed)}")
-    types: dict[str, ColumnType] = dict.fromkeys(needed, "any")
-    return types | ({PT_ERROR: "any"} if PT_ERROR in table.names else {})
+            purpose = "smearing needs" if name in identifiers else "friends need"
+            raise InputError(f"{table.path}: no branch {name!r}: {purpose} {', '.join(needed)}")
+    optional = (name for name in (*identifiers, PT_ERROR) if name in table.names)
+    return dict.fromkeys((*needed, *optional), "any")
 
 
 @dataclass(frozen=True)
@@ -230,10 +234,10 @@ class _Events:
         return np.asarray(self.muons[name], dtype=np.float64)
 
 
-def _chunks(source: str, chunk_events: int) -> Iterator[_Events]:
+def _chunks(source: str, smear: bool, chunk_events: int) -> Iterator[_Events]:
     with open_table(source) as table:
         unit = UnitCheck(source, PT)
-        for chunk in table.chunks(_types(table), chunk_events):
+        for chunk in table.chunks(_types(table, smear), chunk_events):
             events = _Events.of(chunk, source)
             unit.add(events.real(PT))
             yield events
@@ -307,7 +311,7 @@ class _FriendWriter:
 
     def _branches(self, wanted: _Wanted, chunk_events: int) -> Iterator[tuple[dict[str, Any], int]]:
         for source in self._sources:
-            for events in _chunks(source, chunk_events):
+            for events in _chunks(source, wanted.smear, chunk_events):
                 columns = _columns(events, wanted)
                 self._count(source, events, columns)
                 yield {"Muon": _jagged(columns, events.counts), **events.identifiers}, len(events.counts)

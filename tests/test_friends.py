@@ -226,6 +226,34 @@ def test_a_file_without_errors_of_pt_has_none_in_its_friend(tmp_path: Path, corr
     assert "Muon_ptErr_corr" not in read(tmp_path / "friend.root").fields
 
 
+def test_a_file_without_event_numbers_has_a_friend_that_is_not_smeared(
+    tmp_path: Path, correction: Correction
+) -> None:
+    content = {name: column for name, column in branches().items() if name not in IDENTIFIERS}
+    source = write(tmp_path / "nano.root", content)
+    write_friends(source, correction, tmp_path / "friend.root")
+    found = read(tmp_path / "friend.root")
+    assert set(found.fields) == {"nMuon", "Muon_pt_corr", "Muon_ptErr_corr", "Muon_scale_reason"}
+    np.testing.assert_array_equal(ak.flatten(found["Muon_pt_corr"]), expected(correction, content))
+    with pytest.raises(InputError, match="no branch 'run': smearing needs"):
+        write_friends(source, correction, tmp_path / "friend.root", smear=True)
+
+
+@pytest.mark.real_data
+def test_files_of_an_experiment(shared_data: Path, tmp_path: Path, correction: Correction) -> None:
+    """NanoAOD of CMS as TTree, and a reduced one as RNTuple without event numbers."""
+    sources = sorted((shared_data / "nano").glob("*.root"))
+    if not sources:
+        pytest.skip("no NanoAOD files")
+    for source, friend in zip(sources, write_friends(sources, correction, tmp_path / "out"), strict=True):
+        found, content = read(Path(friend.path)), read(source)
+        assert len(found) == len(content) == friend.n_events
+        np.testing.assert_array_equal(ak.num(found["Muon_pt_corr"]), ak.num(content["Muon_pt"]))
+        wanted = expected(correction, {name: content[name] for name in content.fields})
+        np.testing.assert_array_equal(ak.flatten(found["Muon_pt_corr"]), wanted)
+        assert all(np.array_equal(found[name], content[name]) for name in IDENTIFIERS if name in found.fields)
+
+
 def test_events_without_any_muon(tmp_path: Path, correction: Correction) -> None:
     """Whole chunks of them too."""
     content = branches(20)
@@ -315,7 +343,7 @@ def test_unusable_files_are_named_and_leave_nothing(
     bad = write(tmp_path / "bad.root", wrong(branches(), change), rntuple=change == "fewer phi")
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match=named) as error:
-        write_friends([good, bad], correction, tmp_path / "friend.root", chunk_events=50)
+        write_friends([good, bad], correction, tmp_path / "friend.root", smear=True, chunk_events=50)
     assert "bad.root" in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} == before
 
