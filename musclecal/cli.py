@@ -83,15 +83,23 @@ class _Progress:
 
     def announce(self, task: "Task", done_already: bool) -> None:
         """A task begins, or is up to date."""
+        self.begin(task.name, "up to date" if done_already else "...")
+
+    def begin(self, name: str, state: str = "...") -> None:
+        """Something that has a name begins."""
         self._clear()
-        self._name = task.name
-        click.echo(f"  {task.name:<28} {'up to date' if done_already else '...'}", err=True)
+        self._name = name
+        click.echo(f"  {name:<28} {state}", err=True)
 
     def __call__(self, done: int, total: int | None) -> None:
         """So many rows of a task are done."""
         if self._terminal:
             share = f"{100.0 * done / total:3.0f} % of {total:,}" if total else f"{done:,}"
             click.echo(f"\r  {self._name:<28} {share} events", err=True, nl=False)
+
+    def end(self) -> None:
+        """All is done: the bar goes."""
+        self._clear()
 
     def _clear(self) -> None:
         if self._terminal:
@@ -293,6 +301,71 @@ def validate(folder: Path, as_json: bool) -> None:
         _echo_json({"checks": list(lines)})
     else:
         click.echo("\n".join(lines))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--correction",
+    "tables",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Export folder, or a file in it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="NAME.root: one friend of all files in a chain; a folder: one friend a file, of the same name.",
+)
+@click.option(
+    "--variation", "variations", multiple=True, help="Also pT with this one up and down; again for more."
+)
+@click.option("--all-variations", is_flag=True, help="Also pT with each variation up and down.")
+@click.option("--smear", is_flag=True, help="For simulation: also the scaled pT smeared.")
+@click.option(
+    "--salt", type=int, default=0, show_default=True, help="Another salt, independent draws of --smear."
+)
+@click.option(
+    "--chunk-events",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    help="Events in memory, at most.",
+)
+@_json_option
+@_explained
+def apply(
+    files: tuple[str, ...],
+    tables: Path,
+    out: Path,
+    variations: tuple[str, ...],
+    all_variations: bool,
+    smear: bool,
+    salt: int,
+    chunk_events: int,
+    as_json: bool,
+) -> None:
+    """Write friend trees with corrected muons of NanoAOD-like FILES.
+
+    Muon_pt_corr (GeV), Muon_ptErr_corr, Muon_scale_reason (0: corrected), by option Muon_pt_corr_NAME_up, _down and
+    Muon_pt_smeared, with nMuon, run, luminosityBlock, event, for every event in the same order. Computed in float64,
+    stored as float32 where Muon_pt is float32, as float64 where it is that.
+    """
+    import musclecal
+    from musclecal.friends import friends_table, friends_text, write_friends
+
+    progress = _Progress()
+    correction = musclecal.load(tables)
+    friends = write_friends(
+        files, correction, out, variations=correction.variation_names if all_variations else variations,
+        smear=smear, salt=salt, chunk_events=chunk_events, progress=progress, announce=progress.begin,
+    )  # fmt: skip
+    progress.end()
+    if as_json:
+        _echo_json(friends_table(friends))
+    else:
+        click.echo(friends_text(friends))
 
 
 @main.command()

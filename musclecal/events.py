@@ -19,7 +19,7 @@ from musclecal.nanoaod import NanoLayout, is_nanoaod
 from musclecal.pairs import CandidatePairs, opposite_sign_events
 from musclecal.records import CutFlow, DimuonEvents, Floats
 
-__all__ = ["expand_paths", "read_dimuons", "write_dimuons"]
+__all__ = ["UnitCheck", "expand_paths", "read_dimuons", "write_dimuons"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -134,7 +134,7 @@ def _read_file(
         if table.n_rows == 0:
             raise InputError(f"{file}: has no rows")
         layout = layout_of(table)
-        units = [_UnitCheck(file, name) for name in (layout.momentum, layout.generator) if name]
+        units = [UnitCheck(file, name) for name in (layout.momentum, layout.generator) if name]
         for chunk in table.chunks(layout.types, chunk_events):
             pairs = layout.pairs(chunk)
             for unit, muons in zip(units, (pairs.one, pairs.gen_one), strict=False):
@@ -175,7 +175,7 @@ def _total_rows(files: Iterable[str]) -> int | None:
     return total
 
 
-class _UnitCheck:
+class UnitCheck:
     """Looks at the first muons of a file, the same ones for any chunk size, and says if pT is not in GeV."""
 
     def __init__(self, file: str, column: str) -> None:

@@ -14,17 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import uproot
 from click.testing import CliRunner, Result
 from pyarrow import csv, parquet
 
 import musclecal
 from musclecal.cli import main
 from musclecal.demo import demo_truth
+from musclecal.events import read_dimuons, write_dimuons
 from musclecal.samples import write_scale
 
 COMMANDS = (
     "simulate", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate", "joint",
-    "export", "report", "run", "init", "draw",
+    "export", "apply", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",
@@ -218,6 +220,23 @@ def test_the_cut_flow_is_printed(finished: Path) -> None:
     text = call("fill", "--campaign", finished / "campaign.toml").stdout
     for step in ("jpsi_data", "pT > 4 GeV", "pT < 40 GeV", "-2.4 < eta < 2.4", "< m <", "60,000"):
         assert step in text
+
+
+def test_the_exported_correction_is_applied(finished: Path, tmp_path: Path) -> None:
+    """On NanoAOD of the campaign's own data: the mean ratio of pT is that of `musclecal.load`."""
+    (sample,) = (finished / "out" / "samples").glob("jpsi_data*.parquet")
+    (events, _), *_ = read_dimuons(sample, chunk_events=1000)
+    write_dimuons(tmp_path / "nano.root", [events])
+    out, folder = tmp_path / "friend.root", finished / "out" / "export"
+    table = last_json(call("apply", tmp_path / "nano.root", "--correction", folder, "--out", out, "--json"))
+    assert table["friends"][0]["muons"] == table["friends"][0]["corrected"] == 2 * len(events)
+    with uproot.open(out) as file:
+        found = file["Events/Muon_pt_corr"].array().to_numpy()
+    correction = musclecal.load(folder)
+    for n, (muon, charge) in enumerate(((events.plus, 1), (events.minus, -1))):
+        ratio = found[:, n] / muon.pt
+        np.testing.assert_allclose(ratio, correction.scale(muon.pt, muon.eta, muon.phi, charge), rtol=3e-7)
+        assert np.std(ratio) > 1e-4
 
 
 def test_force_redoes_the_stage_and_nothing_before(copy: Path) -> None:
