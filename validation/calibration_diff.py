@@ -145,7 +145,9 @@ def compare_calibrations(
         scaled = _chi2(difference.ravel(), _whitened(*larger), larger, -1, names)[0]
     pt, charge = np.meshgrid(PTS, CHARGES, indexing="ij")
     jacobian = correction_jacobian(pt, charge)
-    blocks = variance.reshape(len(centres), 3, len(centres), 3)[range(len(centres)), :, range(len(centres)), :]
+    blocks = variance.reshape(len(centres), 3, len(centres), 3)[
+        range(len(centres)), :, range(len(centres)), :
+    ]
     return CalibrationDiff(
         names, correlation, edges, bins, values, np.array([_errors(v) for v in covariances]).reshape(values.shape),
         difference, _errors(variance).reshape(difference.shape), np.einsum("pcj,nj->npc", jacobian, difference),
@@ -160,9 +162,7 @@ def compare_calibrations(
 def _common_edges(first: Floats, second: Floats, names: tuple[str, str]) -> Floats:
     low, high = max(first[0], second[0]), min(first[-1], second[-1])
     if not high - low > _SAME_EDGE:
-        raise InputError(
-            f"no eta in common: {names[0]} has {_binning(first)}, {names[1]} {_binning(second)}"
-        )
+        raise InputError(f"no eta in common: {names[0]} has {_binning(first)}, {names[1]} {_binning(second)}")
     every = np.sort(np.concatenate([first, second]))
     every = every[(every >= low - _SAME_EDGE) & (every <= high + _SAME_EDGE)]
     return np.asarray(every[np.concatenate([[True], np.diff(every) > _SAME_EDGE])])
@@ -200,7 +200,9 @@ def _contains(whitened: Floats, first: Floats) -> int:
 
 
 def _variance(covariances: list[Floats], contains: int) -> Floats:
-    return covariances[0] + covariances[1] if contains < 0 else covariances[1 - contains] - covariances[contains]
+    return (
+        covariances[0] + covariances[1] if contains < 0 else covariances[1 - contains] - covariances[contains]
+    )
 
 
 def _chi2(
@@ -281,7 +283,9 @@ def _group_sizes(tables: CorrectionTables, bins: Ints) -> dict[str, tuple[int, F
         groups.setdefault(re.sub(r"_?\d+$", "", name.removesuffix(end)) or name, []).append(i)
     pt, charge = np.meshgrid(PTS, CHARGES, indexing="ij")
     shifts = np.einsum("pcj,njv->npcv", correction_jacobian(pt, charge), tables.variations[bins])
-    return {name: (len(rows), np.sqrt(np.sum(shifts[..., rows] ** 2, axis=-1))) for name, rows in groups.items()}
+    return {
+        name: (len(rows), np.sqrt(np.sum(shifts[..., rows] ** 2, axis=-1))) for name, rows in groups.items()
+    }
 
 
 def _size(n: int, errors: Floats) -> str:

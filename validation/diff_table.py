@@ -77,7 +77,9 @@ def _verdict(diff: CalibrationDiff) -> list[str]:
     if diff.contains >= 0:
         lines.append(f"the larger sample: {diff.names[diff.contains]}")
     if diff.left_out:
-        lines.append(f"{diff.left_out} of {3 * len(diff.difference)} directions have no error of their own: left out")
+        lines.append(
+            f"{diff.left_out} of {3 * len(diff.difference)} directions have no error of their own: left out"
+        )
     if diff.not_nested:
         lines.append(
             f"in {diff.not_nested} directions the larger sample knows less: it does not contain the other, or fits it "

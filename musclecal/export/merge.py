@@ -68,7 +68,9 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
     """
     if _is_other_export(out):
         raise InputError(f"{out}: holds an export already: merge into another folder")
-    periods, shared = merged_tables(_by_period(folders), SHARED if share is None else share, share is not None)
+    periods, shared = merged_tables(
+        _by_period(folders), SHARED if share is None else share, share is not None
+    )
     out.mkdir(parents=True, exist_ok=True)
     library = out / FORMATS["correctionlib"][0]
     with written_atomically(library) as temporary:
@@ -161,9 +163,13 @@ def _by_period(folders: Sequence[Path]) -> dict[str, CorrectionTables]:
         tables = read_tables(folder)
         period = tables.provenance.get("period", "")
         if not period:
-            raise InputError(f"{folder}: does not say its period: export it with export.period in the campaign file")
+            raise InputError(
+                f"{folder}: does not say its period: export it with export.period in the campaign file"
+            )
         if not _NAME.fullmatch(period):
-            raise InputError(f"{folder}: period {period!r}: letters, digits, '_', '-' and '.' are possible here")
+            raise InputError(
+                f"{folder}: period {period!r}: letters, digits, '_', '-' and '.' are possible here"
+            )
         if period in periods:
             raise InputError(f"{folder}: period {period} is that of {source[period]} already")
         periods[period], source[period] = tables, folder

@@ -31,7 +31,11 @@ def of_period(full_tables: Make, period: str, **options: Any) -> CorrectionTable
     mass = NuisanceGroup("mass_Z", plain.eta_edges, ("A",), ("mass_Z",), np.full((1, plain.n_eta), 2e-5))
     rng = np.random.default_rng(4)
     closure = NuisanceGroup(
-        "closure_Z", plain.eta_edges, ("A",), ("closure_Z_0", "closure_Z_1"), rng.normal(0, 1e-5, (2, plain.n_eta))
+        "closure_Z",
+        plain.eta_edges,
+        ("A",),
+        ("closure_Z_0", "closure_Z_1"),
+        rng.normal(0, 1e-5, (2, plain.n_eta)),
     )
     tables = full_tables(N_ETA[period], others=[closure, mass], **options)
     return replace(tables, provenance={**tables.provenance, "period": period})
@@ -87,7 +91,8 @@ def test_every_period_is_its_own_export(folders: list[Path], tmp_path: Path) -> 
         )
         for letter in "AeM":
             np.testing.assert_array_equal(
-                merged[f"muon_{letter}"].evaluate(period, inputs[1]), alone[f"muon_{letter}"].evaluate(inputs[1])
+                merged[f"muon_{letter}"].evaluate(period, inputs[1]),
+                alone[f"muon_{letter}"].evaluate(inputs[1]),
             )
         compound = merged.compound["muon_pt_scale_smear"]
         both = compound.evaluate(period, *inputs[:2], phi, inputs[2], *event, "mass_Z_up")
@@ -140,7 +145,9 @@ def test_same_bytes_in_any_order(folders: list[Path], tmp_path: Path) -> None:
         files = merge_folders(given, tmp_path / out).files
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1] == written[2]
-    assert {"muon_scale.json.gz", "manifest.json", "calibration_2017.json", "reference_2016H.parquet"} <= set(written[0])
+    assert {"muon_scale.json.gz", "manifest.json", "calibration_2017.json", "reference_2016H.parquet"} <= set(
+        written[0]
+    )
 
 
 def test_a_merged_folder_is_validated_in_every_period(folders: list[Path], tmp_path: Path) -> None:
