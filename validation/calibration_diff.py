@@ -1,7 +1,7 @@
 r"""What differs between two exported corrections, per eta bin, in units of its error.
 
-Values are second minus first. A and e are correlated by 0.9, so a large change of both may be none for any muon: dk/k at
-a low, a middle and a high pT of both charges is what matters, and the chi2 of all parameters with their full covariance.
+Values are second minus first. A and e are correlated by 0.9, so a large change of both may be none for any muon: what
+matters is dk/k at a low, a middle and a high pT of both charges, and the chi2 of all parameters with full covariance.
 Errors are those of the statistics, without the factors s; a chi2 with them is given as well where it has a meaning.
 
 Covariance of the difference, V_1 and V_2 those of the two:
@@ -252,11 +252,15 @@ def _others(
         rows = []
     rows += [("s", f"{first.s:.6g}", f"{second.s:.6g}")] if first.s != second.s else []
     if first.pt_range != second.pt_range:
-        rows.append(("pT range", *(f"{t.pt_range[0]:g} to {t.pt_range[1]:g} GeV" for t in (first, second))))
+        rows.append(("pT range", _range(first), _range(second)))
     rows += _variations(first, second, bins)
     rows += _smearings(first.smearing, second.smearing, edges)
     rows += _provenances(first.provenance, second.provenance)
     return tuple(OtherDifference(*row) for row in rows)
+
+
+def _range(tables: CorrectionTables) -> str:
+    return f"{tables.pt_range[0]:g} to {tables.pt_range[1]:g} GeV"
 
 
 def _provenances(first: Mapping[str, str], second: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -303,13 +307,12 @@ def _smearings(first: Smearing | None, second: Smearing | None, edges: Floats) -
     every = np.unique(np.concatenate([edges, *inner]))
     every = every[(every >= edges[0]) & (every <= edges[-1])]
     centres = np.array([0.5 * (low + high) for low, high in pairwise(every)])
-    sizes = [None if m is None else _extra_variance(m, centres) for m in both]
-    one, other = sizes
+    one, other = (None if m is None else _extra_variance(m, centres) for m in both)
     if one is None and other is None:
         return []
     if one is not None and other is not None and np.allclose(one, other, rtol=1e-9, atol=1e-15):
         return []
-    return [("smearing", *("none" if v is None else _sigma_text(v) for v in sizes))]
+    return [("smearing", _sigma_text(one), _sigma_text(other))]
 
 
 def _extra_variance(smearing: Smearing, eta: Floats) -> Floats:
@@ -323,6 +326,8 @@ def _extra_variance(smearing: Smearing, eta: Floats) -> Floats:
     return np.asarray(np.where(inside[:, None], variance, 0.0))
 
 
-def _sigma_text(variance: Floats) -> str:
+def _sigma_text(variance: Floats | None) -> str:
+    if variance is None:
+        return "none"
     numbers = ", ".join(f"{x:.4g}" for x in np.sqrt(np.mean(variance, axis=0)))
     return f"sigma_k/k {numbers} at {', '.join(f'{pt:g}' for pt in PTS)} GeV"

@@ -71,7 +71,7 @@ def diff_text(diff: CalibrationDiff) -> str:
 
 
 def _verdict(diff: CalibrationDiff) -> list[str]:
-    lines = [f"all parameters, full covariance: {_chi2_text(diff.chi2)}"]
+    lines = [*_largest(diff), f"all parameters, full covariance: {_chi2_text(diff.chi2)}"]
     if diff.scaled is not None:
         lines.append(f"with errors times s of each:     {_chi2_text(diff.scaled)}")
     if diff.contains >= 0:
@@ -86,6 +86,18 @@ def _verdict(diff: CalibrationDiff) -> list[str]:
             "in another way, and this chi2 is not to be trusted"
         )
     return lines
+
+
+def _largest(diff: CalibrationDiff) -> list[str]:
+    """The muons for which the difference is most significant."""
+    if not np.any(np.isfinite(diff.relative_sigma)):
+        return []
+    i, j, k = np.unravel_index(int(np.nanargmax(np.abs(diff.relative_sigma))), diff.relative.shape)
+    low, high = diff.eta_edges[i : i + 2]
+    return [
+        f"largest of dk/k: {diff.relative_sigma[i, j, k]:+.1f} sigma, {diff.relative[i, j, k]:+.2g}, "
+        f"for mu{'+' if CHARGES[k] > 0 else '-'} of {PTS[j]:g} GeV at eta {low:.3g} to {high:.3g}"
+    ]
 
 
 def _other_lines(diff: CalibrationDiff) -> list[str]:

@@ -217,7 +217,7 @@ def test_periods_must_be_told_and_differ(full_tables: Make, folders: list[Path],
     assert not out.exists()
 
 
-def test_names_that_would_collide_are_refused(full_tables: Make, folders: list[Path], tmp_path: Path) -> None:
+def test_names_that_would_collide_are_refused(full_tables: Make, tmp_path: Path) -> None:
     """x_b of period c and x of period b_c are both x_b_c."""
     plain = of_period(full_tables, "2017")
     for period, name in (("c", "x_b"), ("b_c", "x")):
