@@ -285,21 +285,29 @@ def test_two_exports_are_compared(finished: Path, tmp_path: Path) -> None:
 
 
 def test_periods_are_merged(finished: Path, tmp_path: Path) -> None:
+    tables = read_tables(finished / "out" / "export")
+    mass = 2e-5 * np.ones((6, 3, 1)) * [[1.0], [0.0], [0.0]]
+    names = (*tables.variation_names, "mass_Z")
     folders = []
     for period in ("2017", "2016"):
-        tables = read_tables(finished / "out" / "export")
+        one = replace(
+            tables, provenance={**tables.provenance, "period": period}, variation_names=names,
+            variations=np.concatenate([tables.variations, mass], axis=2),
+        )  # fmt: skip
         folders.append(tmp_path / period)
-        export_folder(replace(tables, provenance={**tables.provenance, "period": period}), folders[-1])
+        export_folder(one, folders[-1])
     both = tmp_path / "both"
     table = last_json(call("merge", *folders, "--out", both, "--json"))
     assert set(table) == {"files", "shared", "own", "notes"}
+    assert table["shared"] == ["mass_Z"]
     assert set(table["own"]) == {"2016", "2017"}
     assert "stat0_2016" in table["own"]["2016"]
     assert str(both / "muon_scale.json.gz") in table["files"]
     call("validate", both)
-    again = call("merge", *folders, "--out", both, "--share", "mass_Y", "--share", "closure_Y1S").stdout
-    assert "periods: 2016, 2017" in again
-    assert "closure_Y1S_0, " in again
+    again = call("merge", *folders, "--out", both, "--share", "mass_Z").stdout
+    assert "periods: 2016, 2017\nshared: mass_Z\n" in again
+    refused = call("merge", *folders, "--out", both, "--share", "stat0", code=2).stderr
+    assert "statistical variations" in refused
 
 
 # Exit codes
