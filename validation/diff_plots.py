@@ -43,10 +43,10 @@ def plot_calibration_diff(diff: CalibrationDiff, path: str | os.PathLike[str], *
             eta_axis(axes[1, j], diff.eta_edges)
         axes[1, 0].set_ylabel(r"difference / $\sigma$")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
         c = diff.chi2
-        title = chi2_text(f"second minus first, {diff.correlation}", c.chi2, c.ndf, c.p_value)
-        axes[0, 0].set_title(title, fontsize=11.5)
+        title = chi2_text(f"all differences, {diff.correlation}", c.chi2, c.ndf, c.p_value)
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        axes[0, 2].set_title(title, fontsize=11.5, loc="right")
 
 
 def _draw_values(axis: "Axes", diff: CalibrationDiff, j: int, name: str) -> None:

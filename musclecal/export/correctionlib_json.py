@@ -173,13 +173,15 @@ def _scale(periods: Mapping[str, CorrectionTables]) -> Any:
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
-        items = [schemav2.CategoryItem(key="nom", value=_in_range(tables, _NOMINAL, nominal))]
+        unvaried = _in_range(tables, _NOMINAL, nominal)
+        items = [schemav2.CategoryItem(key="nom", value=unvaried)]
         for name in names:
-            both = np.hstack([nominal, _shifts(tables, name)])
+            shifts = _shifts(tables, name)
             for side, formula in (("up", _UP), ("down", _DOWN)):
-                items.append(
-                    schemav2.CategoryItem(key=f"{name}_{side}", value=_in_range(tables, formula, both))
+                cells = (
+                    unvaried if shifts is None else _in_range(tables, formula, np.hstack([nominal, shifts]))
                 )
+                items.append(schemav2.CategoryItem(key=f"{name}_{side}", value=cells))
         return _if_charged(schemav2.Category(nodetype="category", input="syst", content=items))
 
     syst = schemav2.Variable(
@@ -200,12 +202,12 @@ def _scale_var(periods: Mapping[str, CorrectionTables]) -> Any:
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
-        items = [
-            schemav2.CategoryItem(
-                key=number, value=_in_range(tables, 0, np.hstack([nominal, _shifts(tables, name)]))
-            )
-            for number, name in enumerate(names)
-        ]
+        unvaried = _in_range(tables, 0, np.hstack([nominal, np.zeros_like(nominal)]))
+        items = []
+        for number, name in enumerate(names):
+            shifts = _shifts(tables, name)
+            cells = unvaried if shifts is None else _in_range(tables, 0, np.hstack([nominal, shifts]))
+            items.append(schemav2.CategoryItem(key=number, value=cells))
         return _if_charged(schemav2.Category(nodetype="category", input="ivar", content=items))
 
     more = [
@@ -337,10 +339,10 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 5 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
 
 
-def _shifts(tables: CorrectionTables, name: str) -> Floats:
-    """(n_eta, 3) of a variation; zero if these tables do not have it."""
+def _shifts(tables: CorrectionTables, name: str) -> Floats | None:
+    """(n_eta, 3) of a variation; None if these tables do not have it."""
     if name not in tables.variation_names:
-        return np.zeros((tables.n_eta, 3))
+        return None
     return _rounded(tables.variations[:, :, tables.variation_names.index(name)])
 
 
