@@ -369,6 +369,76 @@ def apply(
 
 
 @main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option(
+    "--correlation",
+    type=click.Choice(["independent", "shared"]),
+    default="independent",
+    show_default=True,
+    help="shared: one sample contains the other, so that most of their statistics is the same.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Also draw A, e, M of both, with pulls (PNG).")
+@_json_option
+@_explained
+def diff(first: Path, second: Path, correlation: str, out: Path | None, as_json: bool) -> None:
+    """Compare two exports, SECOND minus FIRST: folders or files.
+
+    A, e (GeV), M (1/GeV) and dk/k at 6, 20, 45 GeV per eta bin, with their errors; chi2 with full covariance; and
+    variations, s, ranges and smearing that differ. Never a failure: what is a large difference is yours to say.
+    """
+    from musclecal.export import read_tables
+    from musclecal.validation.calibration_diff import CORRELATIONS, compare_calibrations
+    from musclecal.validation.diff_plots import plot_calibration_diff
+    from musclecal.validation.diff_table import diff_table, diff_text
+
+    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    (wanted,) = (c for c in CORRELATIONS if c == correlation)
+    result = compare_calibrations(read_tables(first), read_tables(second), wanted, names)
+    if out is not None:
+        plot_calibration_diff(result, out)
+    if as_json:
+        _echo_json(diff_table(result) | ({} if out is None else {"figure": str(out)}))
+    else:
+        click.echo(diff_text(result))
+        if out is not None:
+            click.echo(str(out))
+
+
+@main.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option(
+    "--share",
+    multiple=True,
+    help="Variations with this name or beginning are the same in all periods; again for more. [default: mass_]",
+)
+@_json_option
+@_explained
+def merge(folders: tuple[Path, ...], out: Path, share: tuple[str, ...], as_json: bool) -> None:
+    """Merge exports of several periods into one folder.
+
+    Its muon_scale.json.gz has the input `period`. Variations that are not shared get the name of their period as a
+    suffix, so that an analysis takes them as independent. The folder is checked as by `musclecal validate`.
+    """
+    from musclecal.export.merge import merge_folders
+    from musclecal.export.validate import validate_folder
+
+    done = merge_folders(folders, out, share or None)
+    validate_folder(out)
+    for note in done.notes:
+        click.echo(f"musclecal: {note}", err=True)
+    files = [str(file) for file in done.files]
+    if as_json:
+        own = {period: list(names) for period, names in done.own.items()}
+        _echo_json({"files": files, "shared": list(done.shared), "own": own, "notes": list(done.notes)})
+    else:
+        click.echo(f"periods: {', '.join(done.periods)}")
+        click.echo(f"shared: {', '.join(done.shared) or 'no variation'}")
+        click.echo("\n".join(files))
+
+
+@main.command()
 @click.option(
     "--engine",
     type=click.Choice(["mass-fits", "template", "joint"]),

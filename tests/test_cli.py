@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ import musclecal
 from musclecal.cli import main
 from musclecal.demo import demo_truth
 from musclecal.events import read_dimuons, write_dimuons
+from musclecal.export import read_tables
+from musclecal.export.folder import export_folder
 from musclecal.samples import write_scale
 
 COMMANDS = (
     "simulate", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate", "joint",
-    "export", "apply", "report", "run", "init", "draw",
+    "export", "validate", "apply", "diff", "merge", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",
@@ -129,7 +132,7 @@ def test_every_command_has_help(name: str) -> None:
     assert call(name, "--help").stdout == call(name, "-h").stdout
 
 
-@pytest.mark.parametrize("name", ["extract", "closure", "resolution", "draw"])
+@pytest.mark.parametrize("name", ["extract", "closure", "resolution", "diff", "draw"])
 def test_help_of_commands_with_results_says_the_units(name: str) -> None:
     assert "GeV" in call(name, "--help").stdout
 
@@ -283,6 +286,49 @@ def test_what_cannot_be_drawn_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+# Exports of other campaigns
+
+
+def test_two_exports_are_compared(finished: Path, tmp_path: Path) -> None:
+    """The same twice: nothing differs. Its own JSON file: the same but for the path."""
+    export = finished / "out" / "export"
+    out = tmp_path / "diff.png"
+    result = call("diff", export, export / "calibration.json", "--out", out)
+    assert "chi2/ndf = 0.0/18, p = 1" in result.stdout
+    assert "nothing else differs" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(out)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    table = last_json(call("diff", export, export, "--json", "--correlation", "shared"))
+    assert (table["ndf"], table["p_value"], table["others"]) == (0, 1.0, [])
+    assert table["A"]["sigma"] == [None] * 6
+
+
+def test_periods_are_merged(finished: Path, tmp_path: Path) -> None:
+    tables = read_tables(finished / "out" / "export")
+    mass = 2e-5 * np.ones((6, 3, 1)) * [[1.0], [0.0], [0.0]]
+    names = (*tables.variation_names, "mass_Z")
+    folders = []
+    for period in ("2017", "2016"):
+        one = replace(
+            tables, provenance={**tables.provenance, "period": period}, variation_names=names,
+            variations=np.concatenate([tables.variations, mass], axis=2),
+        )  # fmt: skip
+        folders.append(tmp_path / period)
+        export_folder(one, folders[-1])
+    both = tmp_path / "both"
+    table = last_json(call("merge", *folders, "--out", both, "--json"))
+    assert set(table) == {"files", "shared", "own", "notes"}
+    assert table["shared"] == ["mass_Z"]
+    assert set(table["own"]) == {"2016", "2017"}
+    assert "stat0_2016" in table["own"]["2016"]
+    assert str(both / "muon_scale.json.gz") in table["files"]
+    call("validate", both)
+    again = call("merge", *folders, "--out", both, "--share", "mass_Z").stdout
+    assert "periods: 2016, 2017\nshared: mass_Z\n" in again
+    refused = call("merge", *folders, "--out", both, "--share", "stat0", code=2).stderr
+    assert "statistical variations" in refused
+
+
 # Exit codes
 
 
@@ -339,6 +385,12 @@ def test_gates_that_are_not_asked_for_do_not_fail(copy: Path) -> None:
         (("propagate", "--campaign", "good.toml"), "systematics: no data of any of Y1S, Z to close on"),
         (("joint", "--campaign", "good.toml"), "joint.use: the campaign has no data of"),
         (("closure", "--resonance", "Z", "--campaign", "good.toml"), "for the resonance Z"),
+        (("diff", "nowhere", "folder"), "nowhere: no such file or folder"),
+        (("diff", "file", "file"), "file: tables are read from"),
+        (("diff", "folder"), "Missing argument 'SECOND'"),
+        (("merge", "folder", "--out", "new"), "folder: none of calibration.npz"),
+        (("merge", "--out", "new"), "Missing argument"),
+        (("validate", "folder"), "manifest.json: not a readable manifest"),
         (("frobnicate",), "No such command"),
         (("fit", "--wrong"), "No such option"),
     ],

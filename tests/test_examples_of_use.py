@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from musclecal.binning import equal_eta_edges
 from musclecal.export import correction_tables, export_correctionlib, export_header, export_npz, export_root
-from musclecal.records import CorrectionTables, ScaleWithCovariance, Smearing
+from musclecal.export.folder import export_folder
+from musclecal.export.merge import merge_folders
+from musclecal.records import CorrectionTables, NuisanceGroup, ScaleWithCovariance, Smearing
 from musclecal.scale import relative_correction
 from musclecal.smear import normal_draws
 
@@ -179,18 +181,62 @@ def test_rdataframe(tables: CorrectionTables, folder: Path) -> None:
     assert "Muon_scaled_pt" in run("rdataframe/scale_muons.py", folder)
 
 
+def names_after(page: str) -> dict[str, Any]:
+    """What the Python of a page of the documentation leaves, run here."""
+    path = EXAMPLES.parent / "docs" / page
+    if not path.is_file():
+        pytest.skip("the documentation is not beside these tests")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        exec(block, names)
+    return names
+
+
 def test_recipes_of_template_fits(
     tables: CorrectionTables, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Python of docs/wremnants.md, in the folder of the file."""
-    page = EXAMPLES.parent / "docs" / "wremnants.md"
-    if not page.is_file():
-        pytest.skip("the documentation is not beside these tests")
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(block, names)
+    names = names_after("wremnants.md")
     np.testing.assert_array_equal(names["shifts"], tables.variations)
     assert tuple(names["names"]) == tables.variation_names
     np.testing.assert_allclose(names["matrix"], 4.0 * tables.covariance, rtol=1e-12)
+
+
+def test_page_of_the_tables(
+    tables: CorrectionTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of docs/tables.md, in an export folder with the merged one in it."""
+    ak = pytest.importorskip("awkward")
+    mass = NuisanceGroup("mass_Z", tables.eta_edges, ("A",), ("mass_Z",), np.full((1, 24), 2e-5))
+    periods = {
+        period: correction_tables(tables, {"period": period}, s=s, others=[mass], smearing=tables.smearing)
+        for period, s in (("2016H", 2.0), ("2017", 1.0))
+    }
+    for period, one in periods.items():
+        export_folder(one, tmp_path / period)
+    here = tmp_path / "2016H"
+    merge_folders([here, tmp_path / "2017"], here / "all")
+    monkeypatch.chdir(here)
+    found = names_after("tables.md")
+    now, later = periods.values()
+    pt, eta, charge = (found[name] for name in ("pt", "eta", "charge"))
+    nominal = pt * factors(now, pt, eta, charge)
+    for name in ("corrected", "fast"):
+        np.testing.assert_allclose(found[name], nominal, rtol=1e-12)
+    for name in ("shifted", "up"):
+        expected = pt * factors(now, pt, eta, charge, now.variations[:, :, 0])
+        np.testing.assert_allclose(found[name], expected, rtol=1e-12)
+    assert ak.num(found["jagged"]).tolist() == [2, 0, 1]
+    np.testing.assert_allclose(ak.flatten(found["jagged"]), nominal, rtol=1e-12)
+    exact = found["every"] / factors(now, pt, eta, charge)[:, None] - 1.0
+    np.testing.assert_allclose(exact[:2], -found["shifts"][:2], atol=1e-5)
+    np.testing.assert_allclose(found["total"], np.sqrt(np.sum(found["shifts"] ** 2, axis=1)))
+    assert found["valid"].tolist() == [True, True, False]
+    assert found["reason"].tolist() == [0, 0, 3]
+    draws = normal_draws([1, 1], [7, 7], [101, 101], [0.1, 2.0])
+    np.testing.assert_allclose(found["smeared"], pt / [*(1.0 + 0.01 * draws), 1.0], rtol=1e-12)
+    varied = pt * factors(later, pt, eta, charge, later.variations[:, :, -1])
+    np.testing.assert_allclose(found["of_2017"], varied, rtol=1e-12)
+    np.testing.assert_allclose(found["not_varied"], pt * factors(later, pt, eta, charge), rtol=1e-12)
+    assert found["arrays"].variation_names == (*(f"stat{i}_2017" for i in range(72)), "mass_Z")

@@ -27,6 +27,7 @@ ALLOWED_IN = {
         "validation/plot_style",
         "validation/plots",
         "validation/closure_plots",
+        "validation/diff_plots",
         "validation/propagation_plots",
         "validation/systematic_plots",
     ),

@@ -29,7 +29,10 @@ from musclecal.store import written_atomically
 if TYPE_CHECKING:
     from correctionlib import schemav2
 
-__all__ = ["CORRECTION_NAME", "SMEAR_NAME", "correction_set", "export_correctionlib", "load_correctionlib"]
+__all__ = [
+    "CORRECTION_NAME", "SMEAR_NAME", "correction_set", "correctionlib_bytes", "export_correctionlib",
+    "load_correctionlib",
+]  # fmt: skip
 
 CORRECTION_NAME, SMEAR_NAME = "muon_pt_scale", "muon_pt_smear"
 _BOTH_NAME, _VAR_NAME = "muon_pt_scale_smear", "muon_pt_scale_var"
@@ -56,9 +59,14 @@ def export_correctionlib(tables: CorrectionTables, path: Path) -> None:
     With a smearing ``muon_pt_smear(pt, eta, phi, run, lumi, event, salt)``, and ``muon_pt_scale_smear``, one after the
     other. Numbers have 12 significant digits; the same tables give the same bytes.
     """
-    encoded = correction_set({"": tables}).model_dump_json(exclude_unset=True).encode()
     with written_atomically(path) as temporary:
-        temporary.write_bytes(gzip.compress(encoded, compresslevel=9, mtime=0))
+        temporary.write_bytes(correctionlib_bytes({"": tables}))
+
+
+def correctionlib_bytes(periods: Mapping[str, CorrectionTables]) -> bytes:
+    """The gzipped file of `correction_set`: equal tables are equal bytes."""
+    encoded = correction_set(periods).model_dump_json(exclude_unset=True).encode()
+    return gzip.compress(encoded, compresslevel=9, mtime=0)
 
 
 def load_correctionlib(path: Path) -> CorrectionTables:
@@ -165,13 +173,15 @@ def _scale(periods: Mapping[str, CorrectionTables]) -> Any:
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
-        items = [schemav2.CategoryItem(key="nom", value=_in_range(tables, _NOMINAL, nominal))]
+        unvaried = _in_range(tables, _NOMINAL, nominal)
+        items = [schemav2.CategoryItem(key="nom", value=unvaried)]
         for name in names:
-            both = np.hstack([nominal, _shifts(tables, name)])
+            shifts = _shifts(tables, name)
             for side, formula in (("up", _UP), ("down", _DOWN)):
-                items.append(
-                    schemav2.CategoryItem(key=f"{name}_{side}", value=_in_range(tables, formula, both))
+                cells = (
+                    unvaried if shifts is None else _in_range(tables, formula, np.hstack([nominal, shifts]))
                 )
+                items.append(schemav2.CategoryItem(key=f"{name}_{side}", value=cells))
         return _if_charged(schemav2.Category(nodetype="category", input="syst", content=items))
 
     syst = schemav2.Variable(
@@ -192,12 +202,12 @@ def _scale_var(periods: Mapping[str, CorrectionTables]) -> Any:
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
-        items = [
-            schemav2.CategoryItem(
-                key=number, value=_in_range(tables, 0, np.hstack([nominal, _shifts(tables, name)]))
-            )
-            for number, name in enumerate(names)
-        ]
+        unvaried = _in_range(tables, 0, np.hstack([nominal, np.zeros_like(nominal)]))
+        items = []
+        for number, name in enumerate(names):
+            shifts = _shifts(tables, name)
+            cells = unvaried if shifts is None else _in_range(tables, 0, np.hstack([nominal, shifts]))
+            items.append(schemav2.CategoryItem(key=number, value=cells))
         return _if_charged(schemav2.Category(nodetype="category", input="ivar", content=items))
 
     more = [
@@ -283,12 +293,14 @@ def _output(text: str) -> Any:
 def _muon_inputs(periods: Mapping[str, CorrectionTables], *names: str) -> list[Any]:
     from correctionlib import schemav2
 
-    low, high = next(iter(periods.values())).pt_range
+    ranges = {t.pt_range for t in periods.values()}
+    low, high = next(iter(ranges))
+    inside = f"{low:g} <= pt < {high:g}" if len(ranges) == 1 else "in the range of its period"
     known = {
         "period": ("string", f"one of {', '.join(periods)}; else an error"),
         "pt": (
             "real",
-            f"pT before the correction, GeV; factor 1 unless {low:g} <= pt < {high:g}, and for nan",
+            f"pT before the correction, GeV; factor 1 unless {inside}, and for nan",
         ),
         "eta": ("real", "eta of the muon; [low, high) bins, no correction outside and for nan"),
         "phi": ("real", "phi of the muon, rad, rounded to float32 before it is used; factor 1 for nan"),
@@ -327,10 +339,10 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 5 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
 
 
-def _shifts(tables: CorrectionTables, name: str) -> Floats:
-    """(n_eta, 3) of a variation; zero if these tables do not have it."""
+def _shifts(tables: CorrectionTables, name: str) -> Floats | None:
+    """(n_eta, 3) of a variation; None if these tables do not have it."""
     if name not in tables.variation_names:
-        return np.zeros((tables.n_eta, 3))
+        return None
     return _rounded(tables.variations[:, :, tables.variation_names.index(name)])
 
 
@@ -358,7 +370,7 @@ def _archived(description: str) -> dict[str, Any]:
     archive: dict[str, dict[str, Any]] = json.loads(line.removeprefix(_ARCHIVE))
     if len(archive) > 1:
         raise InputError(
-            f"several periods ({', '.join(archive)}): load one of the folders that it was merged from"
+            f"several periods ({', '.join(archive)}): load the calibration_<period>.npz beside it, or use correctionlib"
         )
     return next(iter(archive.values()))
 

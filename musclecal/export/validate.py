@@ -11,6 +11,7 @@ import numpy as np
 from musclecal.errors import InputError
 from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME
 from musclecal.export.folder import FORMATS, MANIFEST, READERS
+from musclecal.export.merge import merged_periods, period_file
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
 from musclecal.export.tables import content_of
 from musclecal.records import CorrectionTables
@@ -28,7 +29,8 @@ def validate_folder(folder: Path) -> tuple[str, ...]:
 
     Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, variations
     that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
-    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib.
+    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder of
+    `musclecal.export.merge` the same for every period.
 
     Raises
     ------
@@ -41,6 +43,10 @@ def _checks(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     yield _check_manifest(folder)
+    periods = merged_periods(folder)
+    if periods:
+        yield from _checks_of_periods(folder, periods)
+        return
     read = {}
     for file, _ in FORMATS.values():
         reader = next((r for end, r in READERS.items() if file.endswith(end)), None)
@@ -58,6 +64,17 @@ def _checks(folder: Path) -> Iterator[str]:
     library = FORMATS["correctionlib"][0]
     if library in read:
         yield _check_correctionlib(folder / library, tables)
+
+
+def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
+    for period in periods:
+        first, second = (period_file(folder, kind, period) for kind in ("npz", "json"))
+        tables = READERS[".npz"](first)
+        yield f"{first.name}: schema, finite numbers, parameter order, positive covariance, variations that sum to it"
+        _same(second, tables, READERS[".json"](second))
+        yield f"{second.name}: the same tables"
+        yield _check_reference(period_file(folder, "reference", period), tables)
+        yield f"{period}: {_check_correctionlib(folder / FORMATS['correctionlib'][0], tables, period)}"
 
 
 def _check_manifest(folder: Path) -> str:
@@ -96,7 +113,7 @@ def _check_reference(path: Path, tables: CorrectionTables) -> str:
     return f"{path.name}: {len(given['pt'])} muons, computed again"
 
 
-def _check_correctionlib(path: Path, tables: CorrectionTables) -> str:
+def _check_correctionlib(path: Path, tables: CorrectionTables, *period: str) -> str:
     import correctionlib
 
     reference = reference_of(tables)
@@ -106,10 +123,11 @@ def _check_correctionlib(path: Path, tables: CorrectionTables) -> str:
     def evaluated(name: str) -> Any:
         if name == "smear":
             names = ("pt", "eta", "phi", "run", "lumi", "event")
-            return found[SMEAR_NAME].evaluate(*(reference[n] for n in names), 0)
-        return found[CORRECTION_NAME].evaluate(*muon, "nom" if name == "scale" else name)
+            return found[SMEAR_NAME].evaluate(*period, *(reference[n] for n in names), 0)
+        return found[CORRECTION_NAME].evaluate(*period, *muon, "nom" if name == "scale" else name)
 
-    factors = [name for name in reference if name in ("scale", "smear") or name.endswith(("_up", "_down"))]
+    named = ("scale",) if period and SMEAR_NAME not in list(found) else ("scale", "smear")
+    factors = [name for name in reference if name in named or name.endswith(("_up", "_down"))]
     _compare(path, reference, evaluated, set(factors))
     return f"{path.name}: reference muons by correctionlib"
 
