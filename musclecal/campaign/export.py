@@ -51,11 +51,11 @@ class ExportStages(UncertaintyStages):
         """The calibration as analyses use it, once the tasks before the export are done."""
         settings = self.config.export
         if not self._is_scaled:
-            s, others, closures = 1.0, (), ()
+            s, others, closures = 1.0, [], []
         else:
             s = self.systematic().s
-            others = tuple(g for g in self.nuisances().groups if g.name not in _OF_MUONS)
-            closures = tuple(self.closure(name) for name in self.systematic_closures)
+            others = [g for g in self.nuisances().groups if g.name not in _OF_MUONS]
+            closures = [self.closure(name) for name in self.systematic_closures]
         smearing = self.resolution().smearing if self._is_smeared else None
         return correction_tables(
             self.calibration(), self._provenance(), s=s, others=others, smearing=smearing, closures=closures,

@@ -24,6 +24,7 @@ from musclecal.scale import relative_correction
 
 __all__ = [
     "FORMAT",
+    "OLDER",
     "PT_RANGE",
     "SIGNS",
     "SMEARING",
@@ -41,15 +42,15 @@ PT_RANGE = (2.0, 200.0)
 
 SIGNS = (
     "k_corr = (1 + A - e k) k + q M, applied to the measured curvature k = 1/pT (1/GeV) of a muon of charge "
-    "q = +1 or -1: corrected pT = pT/(1 + A - e/pT + q M pT). A > 0 lowers pT; e > 0 raises pT by about e; M > 0 lowers "
-    "pT of mu+ and raises pT of mu-. Angles are not corrected. Bins are [low, high) in eta. Muons outside the ranges of "
-    "eta and pT are not corrected: the factor is 1."
+    "q = +1 or -1: corrected pT = pT/(1 + A - e/pT + q M pT). A > 0 lowers pT; e > 0 raises pT by about e; M > 0 "
+    "lowers pT of mu+ and raises pT of mu-. Angles are not corrected. Bins are [low, high) in eta. Muons outside the "
+    "ranges of eta and pT are not corrected: the factor is 1."
 )
 UNITS = {"A": "1", "e": "GeV", "M": "1/GeV", "eta_edges": "1", "pt_range": "GeV"}
 VARIATIONS = (
-    "Variation i shifts all parameters together by +v_i or -v_i, one standard deviation; the v_i are independent. Those "
-    "named stat<i> are SCALED: the sum of their v_i v_i^T is s^2 times the statistical covariance, s the factor that "
-    "the closures ask for. The others are what the closures could not have seen, and the masses of their resonances."
+    "Variation i shifts all parameters together by +v_i or -v_i, one standard deviation; the v_i are independent. "
+    "Those named stat<i> are SCALED: the sum of their v_i v_i^T is s^2 times the statistical covariance, s the factor "
+    "that the closures ask for. The others are what the closures could not have seen, and the masses of their resonances."
 )
 SMEARING = (
     "Simulated muons: pT -> pT/(1 + sigma g), sigma^2 = max(0, a + c pT^2 + b pT^2/(pT^2 + d)) in the bin of eta, g a "

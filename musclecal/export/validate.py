@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME
+from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME, VAR_NAME
 from musclecal.export.folder import FORMATS, MANIFEST, READERS
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
 from musclecal.export.tables import content_of
@@ -26,9 +26,9 @@ _FACTORS = 1e-12
 def validate_folder(folder: Path) -> tuple[str, ...]:
     """Check all that is in an export folder; a line for each check that was made.
 
-    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, variations
-    that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
-    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib.
+    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters,
+    variations that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the
+    same tables in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def _checks(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     yield _check_manifest(folder)
-    read = {}
+    read: dict[str, CorrectionTables] = {}
     for file, _ in FORMATS.values():
         reader = next((r for end, r in READERS.items() if file.endswith(end)), None)
         if reader is not None and (folder / file).is_file():
@@ -63,9 +63,12 @@ def _checks(folder: Path) -> Iterator[str]:
 def _check_manifest(folder: Path) -> str:
     path = folder / MANIFEST
     try:
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable manifest ({error})") from None
+    for name in (*(file for file, _ in FORMATS.values()), REFERENCE_FILE):
+        if (folder / name).is_file() and name not in files:
+            raise InputError(f"{folder / name}: is not in the manifest")
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: listed in the manifest, but not there")
@@ -100,7 +103,6 @@ def _check_correctionlib(path: Path, tables: CorrectionTables) -> str:
     import correctionlib
 
     reference = reference_of(tables)
-    found = correctionlib.CorrectionSet.from_string(gzip.decompress(path.read_bytes()).decode())
     muon = [reference[name] for name in ("pt", "eta", "charge")]
 
     def evaluated(name: str) -> Any:
@@ -109,8 +111,18 @@ def _check_correctionlib(path: Path, tables: CorrectionTables) -> str:
             return found[SMEAR_NAME].evaluate(*(reference[n] for n in names), 0)
         return found[CORRECTION_NAME].evaluate(*muon, "nom" if name == "scale" else name)
 
-    factors = [name for name in reference if name in ("scale", "smear") or name.endswith(("_up", "_down"))]
-    _compare(path, reference, evaluated, set(factors))
+    def by_number(name: str) -> Any:
+        variation, _, side = name.rpartition("_")
+        ivar = tables.variation_names.index(variation)
+        return found[VAR_NAME].evaluate(*muon, ivar, {"up": 1.0, "down": -1.0}[side])
+
+    varied = {name for name in reference if name.endswith(("_up", "_down"))}
+    try:
+        found = correctionlib.CorrectionSet.from_string(gzip.decompress(path.read_bytes()).decode())
+        _compare(path, reference, evaluated, varied | {"scale"} | (reference.keys() & {"smear"}))
+        _compare(path, reference, by_number, varied)
+    except (RuntimeError, LookupError) as error:
+        raise InputError(f"{path}: correctionlib refuses it ({error})") from None
     return f"{path.name}: reference muons by correctionlib"
 
 
@@ -118,6 +130,9 @@ def _compare(path: Path, given: dict[str, Any], expected: Callable[[str], Any], 
     for name in sorted(names):
         if name not in given:
             raise InputError(f"{path}: no column {name}")
-        wrong = ~(np.abs(given[name] - expected(name)) <= _FACTORS)
+        found, wanted = given[name], expected(name)
+        if np.shape(found) != np.shape(wanted) or found.dtype.kind not in "iuf":
+            raise InputError(f"{path}: {name} is no column of {len(wanted)} numbers")
+        wrong = ~(np.abs(found - wanted) <= _FACTORS)
         if np.any(wrong):
             raise InputError(f"{path}: {name} of reference muon {int(np.argmax(wrong))} is another number")
