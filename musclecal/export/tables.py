@@ -50,7 +50,8 @@ UNITS = {"A": "1", "e": "GeV", "M": "1/GeV", "eta_edges": "1", "pt_range": "GeV"
 VARIATIONS = (
     "Variation i shifts all parameters together by +v_i or -v_i, one standard deviation; the v_i are independent. "
     "Those named stat<i> are SCALED: the sum of their v_i v_i^T is s^2 times the statistical covariance, s the factor "
-    "that the closures ask for. The others are what the closures could not have seen, and the masses of their resonances."
+    "that the closures ask for. The others are what the closures could not have seen, and the masses of their "
+    "resonances."
 )
 SMEARING = (
     "Simulated muons: pT -> pT/(1 + sigma g), sigma^2 = max(0, a + c pT^2 + b pT^2/(pT^2 + d)) in the bin of eta, g a "
