@@ -95,7 +95,7 @@ def _factors(
 ) -> None:  # fmt: skip
     """In three passes over a piece that stays in the cache: the first and the last, with the division, are vectorised.
 
-    Unsigned indices, as numba looks at the sign of others.
+    Unsigned indices, as numba looks at the sign of others. ``float`` would leave a float32 as it is.
     """
     piece = 512
     cell, corrected = np.empty(piece, np.int32), np.empty(piece)
@@ -106,15 +106,15 @@ def _factors(
             pt[first : first + n], eta[first : first + n], charge[first : first + n], out[first : first + n]
         )  # fmt: skip
         for j in range(n):
-            x = (float(h[j]) - low) * cells
+            x = (np.float64(h[j]) - low) * cells
             x = x if x > 0.0 else 0.0
             cell[j] = np.int32(x if x < last else last)
         for j in range(n):
             i = np.uint64(start[np.uint64(cell[j])])
-            i = min(i + np.uint64(float(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
-            corrected[j] = _corrected(float(p[j]), float(q[j]), table, i)  # type: ignore[arg-type]
+            i = min(i + np.uint64(np.float64(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
+            corrected[j] = _corrected(np.float64(p[j]), np.float64(q[j]), table, i)  # type: ignore[arg-type]
         for j in range(n):
-            x, y, z, c = float(p[j]), float(h[j]), float(q[j]), corrected[j]
+            x, y, z, c = np.float64(p[j]), np.float64(h[j]), np.float64(q[j]), corrected[j]
             valid = (x >= pt_low) & (x < pt_high) & (y >= low) & (y < high) & (z * z == 1.0) & (c > 0.0)
             f[j] = x / c if valid else 1.0
 
@@ -127,7 +127,7 @@ def _error_factors(
     """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
     low, high = edges[0], edges[-1]
     for n in range(out.size):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         slope = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
             i = _bin(h, edges, start, cells)
@@ -146,7 +146,7 @@ def _all_variations(
     """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
     low, high = edges[0], edges[-1]
     for n in range(out.shape[0]):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         out[n, :] = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
             i = _bin(h, edges, start, cells)
@@ -166,7 +166,7 @@ def _reasons(
 ) -> None:  # fmt: skip
     """Numbers of `Reason`, asked in their order."""
     for n in range(out.size):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         reason = 0
         if not (np.isfinite(p) and np.isfinite(h) and np.isfinite(q)):
             reason = 1
@@ -219,7 +219,7 @@ class Correction:
         """(n_var,) columns of `variations`; with _up or _down, values of ``syst``."""
         return self.tables.variation_names
 
-    def scale(self, pt: Any, eta: Any, phi: Any, charge: Any, syst: str = "nom") -> Any:  # noqa: ARG002
+    def scale(self, pt: Any, eta: Any, phi: Any, charge: Any, syst: str = "nom") -> Any:
         """The factor on pT.
 
         Parameters
@@ -231,10 +231,10 @@ class Correction:
         InputError : another ``syst``; arrays that do not fit, or are no numbers.
         """
         table = self._table(syst)
-        return self._apply(_factors, (pt, eta, charge), table)
+        return self._apply(_factors, (pt, eta, charge, phi), table)
 
     def variations(
-        self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0  # noqa: ARG002
+        self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0
     ) -> Any:  # fmt: skip
         """(..., n_var) the factor on pT with each variation shifted by ``nsigma`` standard deviations.
 
@@ -246,7 +246,7 @@ class Correction:
         """
         if not np.isfinite(nsigma):
             raise InputError(f"nsigma: must be finite, got {nsigma}")
-        flat, rebuild = _flat((pt, eta, charge), _REAL)
+        flat, rebuild = _flat((pt, eta, charge, phi), _REAL)
         t, axis = self.tables, self._axis
         out = np.empty((len(flat[0]), t.n_variations))
         shifts = np.ascontiguousarray(nsigma * t.variations)
@@ -262,14 +262,14 @@ class Correction:
         return rebuild(out)
 
     def pt_error(
-        self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom"  # noqa: ARG002
+        self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom"
     ) -> Any:  # fmt: skip
         """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
-        flat, rebuild = _flat((pt, eta, charge, pt_err), (*_REAL, "real"))
-        return rebuild(flat[3] * self._on_flat(_error_factors, flat, self._table(syst)))
+        flat, rebuild = _flat((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
+        return rebuild(flat[4] * self._on_flat(_error_factors, flat, self._table(syst)))
 
     def smear(
-        self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,  # noqa: ARG002
+        self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,
         salt: int = 0,
     ) -> Any:  # fmt: skip
         """The factor on pT that gives a simulated muon the resolution of the data: 1/(1 + sigma g).
@@ -286,21 +286,21 @@ class Correction:
             raise InputError(
                 "smear: these tables hold no smearing (simulation and data had no common resonance)"
             )
-        values = (pt, eta, phi, run, lumi, event)
+        values = (pt, eta, charge, phi, run, lumi, event)
         flat, rebuild = _flat(values, (*_REAL, "integer", "integer", "integer"))
         out = np.empty(len(flat[0]))
 
         def block(first: int) -> None:
             part = slice(first, first + _BLOCK)
-            p, h, f, r, block_, number = (column[part] for column in flat)
-            out[part] = smeared_factors(p, h, f, r, block_, number, salt, smearing, self.tables.pt_range)
+            p, h, _, f, r, b, number = (column[part] for column in flat)
+            out[part] = smeared_factors(p, h, f, r, b, number, salt, smearing, self.tables.pt_range)
 
         _in_blocks(block, len(out))
         return rebuild(out)
 
-    def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:  # noqa: ARG002
+    def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
-        reason = self._apply(_reasons, (pt, eta, charge), self._nominal, np.int8)
+        reason = self._apply(_reasons, (pt, eta, charge, phi), self._nominal, np.int8)
         return Validity(reason == 0, reason)
 
     # How it is done
@@ -357,7 +357,7 @@ def _in_blocks(block: Callable[[int], None], n: int) -> None:
 
 # Structures of arrays -----------------------------------------------------------------------------------------------
 
-_REAL = ("real", "real", "real")
+_REAL = ("real", "real", "real", "real")
 _KEPT = {"real": ("f4", "f8", "i4"), "integer": ("i8", "u8")}
 """Types that kernels take as they are; others are converted."""
 
@@ -386,9 +386,10 @@ def _flat_awkward(
 
     try:
         arrays = ak.broadcast_arrays(*columns)
+        missing = any(ak.any(ak.is_none(x, axis=n), axis=None) for x in arrays for n in range(x.ndim))
     except (ValueError, TypeError) as error:
         raise InputError(f"muons: columns of different structure ({error})".splitlines()[0]) from None
-    if any(ak.any(ak.is_none(x, axis=n), axis=None) for x in arrays for n in range(x.ndim)):
+    if missing:
         raise InputError("muons: some values are missing (None): drop them first")
     counts = []
     for axis in range(arrays[0].ndim - 1, 0, -1):

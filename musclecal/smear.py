@@ -153,7 +153,7 @@ def _smeared_factors(
     """phi : rounded, nan for a muon that has none. Rows of ``coefficients``: a, b, c, d."""
     words = phi.view(np.uint64)
     for n in range(out.size):
-        p, i = float(pt[n]), bin_of(edges, float(eta[n]))
+        p, i = np.float64(pt[n]), bin_of(edges, np.float64(eta[n]))
         out[n] = 1.0
         if i >= 0 and pt_low <= p < pt_high and math.isfinite(phi[n]):
             a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]

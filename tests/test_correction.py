@@ -1,5 +1,6 @@
 """`musclecal.load`: any muon gets a number, the same as in all other forms of the tables, or a reason why not."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -96,8 +97,9 @@ def any_muons(n: int, seed: int = 3) -> Columns:
     special = {
         "pt": [*bad, -30.0, 2.0, 200.0],
         "eta": [*bad, *edges, *np.nextafter(edges, 9.0), *np.nextafter(edges, -9.0)],
-        "phi": [*bad, np.pi, -np.pi, 1e6, -1e6, 2e6],
-        "charge": [*bad, 2.0, -2.0, 0.5, np.nextafter(1.0, 2.0), np.nextafter(-1.0, 0.0)],
+        # correctionlib has no float32: its rounding keeps numbers that are too small for one.
+        "phi": [*(x for x in bad if x != 5e-324), np.pi, -np.pi, 1e6, -1e6, 2e6],
+        "charge": [*bad, 2.0, -2.0, 0.5, 1.0 + 1e-14, -1.0 + 1e-14],
     }
     special["pt"] += [float(np.nextafter(x, side)) for x in (2.0, 200.0) for side in (0.0, 999.0)]
     for name, values in special.items():
@@ -115,7 +117,7 @@ def plain_reasons(t: CorrectionTables, m: Columns) -> NDArray[np.int64]:
     finite = np.isfinite(pt) & np.isfinite(eta) & np.isfinite(charge)
     outside = (eta < t.eta_edges[0]) | (eta >= t.eta_edges[-1])
     wrong = [~finite, pt < t.pt_range[0], pt >= t.pt_range[1], outside, (charge != 1.0) & (charge != -1.0)]
-    return np.select(wrong, [1, 2, 3, 4, 5], 0)
+    return np.asarray(np.select(wrong, [1, 2, 3, 4, 5], 0))
 
 
 def plain_factors(t: CorrectionTables, m: Columns, shift: Floats | float = 0.0) -> Floats:
@@ -129,7 +131,7 @@ def plain_factors(t: CorrectionTables, m: Columns, shift: Floats | float = 0.0) 
 
 
 def plain_bins(t: CorrectionTables, m: Columns) -> NDArray[np.int64]:
-    return np.clip(np.searchsorted(t.eta_edges, m["eta"], side="right") - 1, 0, t.n_eta - 1)
+    return np.asarray(np.clip(np.searchsorted(t.eta_edges, m["eta"], side="right") - 1, 0, t.n_eta - 1))
 
 
 # One answer everywhere
@@ -293,7 +295,7 @@ def test_variations_of_a_muon_sum_to_its_variance() -> None:
 
 @pytest.mark.parametrize("syst", ["", "up", "stat0", "stat18_up", "stat0_Up", "nominal", "_up", None, 3])
 def test_unknown_variations_are_refused(syst: Any) -> None:
-    with pytest.raises(InputError, match="syst: .*stat0, stat1, ..., stat17 with _up or _down"):
+    with pytest.raises(InputError, match=r"syst: .*stat0, stat1, ..., stat17 with _up or _down"):
         correction().scale(20.0, 0.1, 0.0, 1, syst=syst)
 
 
@@ -334,10 +336,11 @@ def test_smearing_does_not_know_order_chunks_or_threads(monkeypatch: pytest.Monk
         monkeypatch.setenv("MUSCLECAL_THREADS", threads)
         np.testing.assert_array_equal(correction().smear(**columns), whole)
         m = {name: columns[name] for name in ("pt", "eta", "phi", "charge")}
-        np.testing.assert_array_equal(correction().scale(**m)[order], correction().scale(**{k: x[order] for k, x in m.items()}))  # fmt: skip
+        permuted = correction().scale(**{name: x[order] for name, x in m.items()})
+        np.testing.assert_array_equal(correction().scale(**m)[order], permuted)
 
 
-GOLDEN = [0.0, 0.0, 0.0, 0.0, 0.0]
+GOLDEN = [0.9877995706195525, 0.9944968723055986, 0.992634521964059, 0.9925521732101817, 1.0017904962298756]
 
 
 def test_golden_smearing() -> None:
@@ -405,8 +408,8 @@ def test_smearing_that_cannot_be() -> None:
 
 
 def all_methods() -> dict[str, Callable[..., Any]]:
-    """Functions of pt, eta, phi, charge, and what they give beyond the structure of the muons."""
-    c = correction()
+    """Functions of pt, eta, phi, charge."""
+    c: Any = correction()
     return {
         "scale": c.scale,
         "varied": lambda *m: c.scale(*m, syst="stat0_up"),
@@ -433,7 +436,8 @@ def test_shapes_of_numpy(method: str) -> None:
     np.testing.assert_array_equal(transposed, flat.reshape(3, 4, *more))
     np.testing.assert_array_equal(run(*(x[::-2] for x in columns)), flat[::-2])
     np.testing.assert_array_equal(run(*(x.tolist() for x in columns)), flat)
-    for scalar in (run(*(x[0] for x in columns)), run(*(float(x[0]) for x in columns)), run(*(np.array(x[0]) for x in columns))):  # fmt: skip
+    for kind in (np.float64, float, np.array):
+        scalar = run(*(kind(x[0]) for x in columns))
         assert np.shape(scalar) == more
         np.testing.assert_array_equal(scalar, flat[0])
     assert run(*(x[:0] for x in columns)).shape == (0, *more)
@@ -462,19 +466,20 @@ def test_types_of_numpy(method: str) -> None:
 
 
 def test_float32_eta_near_an_edge_is_in_the_bin_of_its_rounded_value() -> None:
-    below = np.nextafter(np.float64(1 / 3), 0.0)
+    below = np.nextafter(np.float64(1 / 3), 0.0)  # float32 is above
     rounded = np.float32(below)
-    assert rounded > 1 / 3
+    assert float(rounded) > 1 / 3
     c = correction()
     assert c.scale(20.0, rounded, 0.0, 1) == c.scale(20.0, 0.4, 0.0, 1)
     assert c.scale(20.0, below, 0.0, 1) == c.scale(20.0, 0.3, 0.0, 1)
 
 
 def test_numbers_of_events_of_any_integer_type() -> None:
-    c, m = correction(), muons(5)
+    c: Any = correction()
+    m = muons(5)
     whole = c.smear(**m, run=[1] * 5, lumi=[2] * 5, event=[7, 8, 9, 10, 11])
     for kind in ("u1", "i2", "u4", ">i4", "i8", "u8", ">u8"):
-        ids = {"run": np.ones(5, kind), "lumi": 2, "event": np.arange(7, 12).astype(kind)}
+        ids: Columns = {"run": np.ones(5, kind), "lumi": 2, "event": np.arange(7, 12).astype(kind)}
         np.testing.assert_array_equal(c.smear(**m, **ids), whole, err_msg=kind)
 
 
@@ -502,10 +507,12 @@ def test_awkward_arrays_keep_their_structure(method: str) -> None:
 def test_jagged_muons_with_the_numbers_of_their_events() -> None:
     ak = pytest.importorskip("awkward")
     m, ids, counts = muons(12), event_numbers(4), [3, 0, 5, 4]
+    c: Any = correction()
     jagged = {name: ak.unflatten(x, counts) for name, x in m.items()}
-    expected = correction().smear(**m, **{name: np.repeat(x, counts) for name, x in ids.items()})
-    for numbers in (ids, {name: ak.Array(x) for name, x in ids.items()}):
-        found = correction().smear(**jagged, **numbers)
+    expected = c.smear(**m, **{name: np.repeat(x, counts) for name, x in ids.items()})
+    both: tuple[Columns, ...] = (ids, {name: ak.Array(x) for name, x in ids.items()})
+    for numbers in both:
+        found = c.smear(**jagged, **numbers)
         assert ak.num(found).tolist() == counts
         np.testing.assert_array_equal(ak.to_numpy(ak.flatten(found)), expected)
 
@@ -533,7 +540,7 @@ def test_what_is_no_muon_is_one_clear_error(method: str, case: str) -> None:
 
 @pytest.mark.parametrize("error", ["1", None, np.ones(3), [[1.0], [1.0, 2.0]]])
 def test_errors_of_pt_that_are_none(error: Any) -> None:
-    with pytest.raises(InputError, match="^muons: "):
+    with pytest.raises(InputError, match=r"^muons: "):
         correction().pt_error(np.ones(2), 0.1, 0.1, 1, error)
 
 
@@ -550,7 +557,7 @@ def test_awkward_arrays_that_are_no_muons() -> None:
         "text",
         None,
     ):
-        with pytest.raises(InputError, match="^muons: "):
+        with pytest.raises(InputError, match=r"^muons: "):
             correction().scale(good, wrong, 0.1, 1)
 
 
@@ -588,7 +595,7 @@ def test_a_renamed_file_is_still_read(write: Callable[..., None], tmp_path: Path
 
 @pytest.mark.parametrize("name", ["manifest.json", "reference.parquet", "muon_scale.h", "absent.npz"])
 def test_other_files_are_an_error_with_their_name(folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=re.escape(name)):
         musclecal.load(folder / name)
 
 
@@ -596,12 +603,12 @@ def test_other_files_are_an_error_with_their_name(folder: Path, name: str) -> No
 @pytest.mark.parametrize("content", [b"", b"text\n", b"[1]", b"PK\x03\x04", b"\x1f\x8b\x08\x00 no", b"root"])
 def test_foreign_content_is_an_error_with_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=re.escape(name)):
         musclecal.load(tmp_path / name)
 
 
 def test_a_folder_without_tables(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not an export folder"):
+    with pytest.raises(InputError, match=r"not an export folder"):
         musclecal.load(tmp_path)
 
 
@@ -613,7 +620,7 @@ def test_bins_hold_their_lower_edge_to_the_last_bit(edges: tuple[float, ...]) ->
     t = tables(edges)
     near = [np.nextafter(edges, side) for side in (-9.0, 9.0)]
     eta = np.concatenate([edges, *near, np.random.default_rng(6).uniform(-2.41, 2.41, 20_000)])
-    m = {"pt": np.full(len(eta), 40.0), "eta": eta, "phi": eta, "charge": np.ones(len(eta))}
+    m: Columns = {"pt": np.full(len(eta), 40.0), "eta": eta, "phi": eta, "charge": np.ones(len(eta))}
     np.testing.assert_allclose(Correction(t).scale(**m), plain_factors(t, m), rtol=1e-14)
     varied = plain_factors(t, m, t.variations[plain_bins(t, m), :, 1])
     np.testing.assert_allclose(Correction(t).variations(**m)[:, 1], varied, rtol=1e-14)

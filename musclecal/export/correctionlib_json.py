@@ -49,8 +49,9 @@ _FORMULAS = (
 )
 _IN_SIGMA = "1.0/(1.0 + ([0]+z*[3]) - ([1]+z*[4])/x + y*([2]+z*[5])*x)"
 _SMEARED = "1.0/(1.0 + sqrt(max(0.0, [0] + [2]*x*x + [1]*x*x/(x*x + [3])))*y)"
+_NARROW = 1e-15
+"""Of the bins of the two charges; correctionlib reads no numbers that are closer to 1."""
 _TO_FLOAT32 = "536870913.0*x - (536870913.0*x - x)"
-_NARROW = 1e-9
 _ANY_PHI = [-1e6, 1e6]
 _ARCHIVE = "musclecal tables: "
 
