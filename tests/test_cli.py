@@ -24,7 +24,7 @@ from musclecal.samples import write_scale
 
 COMMANDS = (
     "simulate", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate", "joint",
-    "export", "report", "run", "init", "draw",
+    "export", "validate", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",

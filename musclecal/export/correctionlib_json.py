@@ -105,7 +105,7 @@ def correction_set(periods: Mapping[str, CorrectionTables]) -> "schemav2.Correct
     text = [
         "Muon momentum scale correction, made by musclecal.",
         *(f"{key}: {value}" for key, value in first.provenance.items() if len(periods) == 1),
-        _ARCHIVE + json.dumps(archive, sort_keys=True),
+        _ARCHIVE + json.dumps(archive),
     ]
     content = {"compound_corrections": compound} if compound else {}
     return schemav2.CorrectionSet(
