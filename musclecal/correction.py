@@ -1,7 +1,7 @@
 r"""Corrections for analyses: `musclecal.load` a file or folder of tables, and ask for factors, variations, draws.
 
-Every method is a function of its arguments alone: no state, no order, no chunks. A muon outside the ranges of validity has
-the factor 1 and a reason (`Reason`), never an exception and never a silent nan. With k = 1/pT the factor is
+Every method is a function of its arguments alone: no state, no order, no chunks. A muon outside the ranges of validity
+has the factor 1 and a reason (`Reason`), never an exception and never a silent nan. With k = 1/pT the factor is
 
 .. math:: \frac{p_T^\mathrm{corr}}{p_T} = \frac{1}{1 + A - e\,k + q\,M/k} = \frac{p_T}{(1+A)\,p_T - e + q\,M\,p_T^2}
 
@@ -95,7 +95,7 @@ def _factors(
 ) -> None:  # fmt: skip
     """In three passes over a piece that stays in the cache: the first and the last, with the division, are vectorised.
 
-    Unsigned indices, as numba looks at the sign of others.
+    Unsigned indices, as numba looks at the sign of others. ``float`` would leave a float32 as it is.
     """
     piece = 512
     cell, corrected = np.empty(piece, np.int32), np.empty(piece)
@@ -106,15 +106,15 @@ def _factors(
             pt[first : first + n], eta[first : first + n], charge[first : first + n], out[first : first + n]
         )  # fmt: skip
         for j in range(n):
-            x = (float(h[j]) - low) * cells
+            x = (np.float64(h[j]) - low) * cells
             x = x if x > 0.0 else 0.0
             cell[j] = np.int32(x if x < last else last)
         for j in range(n):
             i = np.uint64(start[np.uint64(cell[j])])
-            i = min(i + np.uint64(float(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
-            corrected[j] = _corrected(float(p[j]), float(q[j]), table, i)
+            i = min(i + np.uint64(np.float64(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
+            corrected[j] = _corrected(np.float64(p[j]), np.float64(q[j]), table, i)  # type: ignore[arg-type]
         for j in range(n):
-            x, y, z, c = float(p[j]), float(h[j]), float(q[j]), corrected[j]
+            x, y, z, c = np.float64(p[j]), np.float64(h[j]), np.float64(q[j]), corrected[j]
             valid = (x >= pt_low) & (x < pt_high) & (y >= low) & (y < high) & (z * z == 1.0) & (c > 0.0)
             f[j] = x / c if valid else 1.0
 
@@ -127,7 +127,7 @@ def _error_factors(
     """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
     low, high = edges[0], edges[-1]
     for n in range(out.size):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         slope = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
             i = _bin(h, edges, start, cells)
@@ -146,7 +146,7 @@ def _all_variations(
     """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
     low, high = edges[0], edges[-1]
     for n in range(out.shape[0]):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         out[n, :] = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
             i = _bin(h, edges, start, cells)
@@ -166,7 +166,7 @@ def _reasons(
 ) -> None:  # fmt: skip
     """Numbers of `Reason`, asked in their order."""
     for n in range(out.size):
-        p, h, q = float(pt[n]), float(eta[n]), float(charge[n])
+        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         reason = 0
         if not (np.isfinite(p) and np.isfinite(h) and np.isfinite(q)):
             reason = 1
@@ -231,14 +231,22 @@ class Correction:
         InputError : another ``syst``; arrays that do not fit, or are no numbers.
         """
         table = self._table(syst)
-        return self._apply(_factors, (pt, eta, charge), table)
+        return self._apply(_factors, (pt, eta, charge, phi), table)
 
-    def variations(self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0) -> Any:
+    def variations(
+        self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0
+    ) -> Any:  # fmt: skip
         """(..., n_var) the factor on pT with each variation shifted by ``nsigma`` standard deviations.
 
         Give muons in pieces if there are many: a million and 144 variations are 1.2 GB.
+
+        Raises
+        ------
+        InputError : arrays that do not fit, or are no numbers; ``nsigma`` is not finite.
         """
-        flat, rebuild = _flat((pt, eta, charge), _REAL)
+        if not np.isfinite(nsigma):
+            raise InputError(f"nsigma: must be finite, got {nsigma}")
+        flat, rebuild = _flat((pt, eta, charge, phi), _REAL)
         t, axis = self.tables, self._axis
         out = np.empty((len(flat[0]), t.n_variations))
         shifts = np.ascontiguousarray(nsigma * t.variations)
@@ -253,17 +261,21 @@ class Correction:
         _in_blocks(block, len(out))
         return rebuild(out)
 
-    def pt_error(self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom") -> Any:
+    def pt_error(
+        self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom"
+    ) -> Any:  # fmt: skip
         """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
-        return pt_err * self._apply(_error_factors, (pt, eta, charge), self._table(syst))
+        flat, rebuild = _flat((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
+        return rebuild(flat[4] * self._on_flat(_error_factors, flat, self._table(syst)))
 
     def smear(
-        self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any, salt: int = 0
-    ) -> Any:
+        self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,
+        salt: int = 0,
+    ) -> Any:  # fmt: skip
         """The factor on pT that gives a simulated muon the resolution of the data: 1/(1 + sigma g).
 
-        g is a unit Gaussian, a pure function of (run, lumi, event, phi, salt) (`musclecal.smear`). 1 outside the ranges,
-        and for a phi that is not finite. Scale first, then smear the scaled pT.
+        g is a unit Gaussian, a pure function of (run, lumi, event, phi, salt) (`musclecal.smear`). 1 outside the
+        ranges, and for a phi that is no angle. Scale first, then smear the scaled pT.
 
         Raises
         ------
@@ -274,22 +286,21 @@ class Correction:
             raise InputError(
                 "smear: these tables hold no smearing (simulation and data had no common resonance)"
             )
-        values = (pt, eta, phi, run, lumi, event)
+        values = (pt, eta, charge, phi, run, lumi, event)
         flat, rebuild = _flat(values, (*_REAL, "integer", "integer", "integer"))
         out = np.empty(len(flat[0]))
 
         def block(first: int) -> None:
             part = slice(first, first + _BLOCK)
-            out[part] = smeared_factors(
-                *(column[part] for column in flat), salt, smearing, self.tables.pt_range
-            )
+            p, h, _, f, r, b, number = (column[part] for column in flat)
+            out[part] = smeared_factors(p, h, f, r, b, number, salt, smearing, self.tables.pt_range)
 
         _in_blocks(block, len(out))
         return rebuild(out)
 
     def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
-        reason = self._apply(_reasons, (pt, eta, charge), self._nominal, np.int8)
+        reason = self._apply(_reasons, (pt, eta, charge, phi), self._nominal, np.int8)
         return Validity(reason == 0, reason)
 
     # How it is done
@@ -298,11 +309,11 @@ class Correction:
         """(n_eta, 3) 1 + A, e, M of a variation."""
         if syst == "nom":
             return self._nominal
-        name, _, side = syst.rpartition("_")
+        name, _, side = str(syst).rpartition("_")
         sign = {"up": 1.0, "down": -1.0}.get(side)
         if sign is None or name not in self.tables.variation_names:
             names = self.tables.variation_names
-            known = ", ".join((*names[:2], "...", names[-1]))
+            known = ", ".join(names if len(names) < 4 else (*names[:2], "...", names[-1]))
             raise InputError(f"syst: {syst!r} is neither nom nor one of {known} with _up or _down")
         shift = self.tables.variations[:, :, self.tables.variation_names.index(name)]
         return np.ascontiguousarray(self._nominal + sign * shift)
@@ -315,7 +326,17 @@ class Correction:
         dtype: type = np.float64,
     ) -> Any:
         flat, rebuild = _flat(columns, _REAL)
-        axis, out = self._axis, np.empty(len(flat[0]), dtype)
+        return rebuild(self._on_flat(run, flat, table, dtype))
+
+    def _on_flat(
+        self,
+        run: Callable[..., None],
+        flat: Sequence[NDArray[Any]],
+        table: Floats,
+        dtype: type = np.float64,
+    ) -> NDArray[Any]:
+        """(n,) of a kernel that takes the (n,) columns pt, eta, charge."""
+        axis, out = self._axis, np.empty(len(flat[0]), np.dtype(dtype))
 
         def block(first: int) -> None:
             part = slice(first, first + _BLOCK)
@@ -325,7 +346,7 @@ class Correction:
             )  # fmt: skip
 
         _in_blocks(block, len(out))
-        return rebuild(out)
+        return out
 
 
 def _in_blocks(block: Callable[[int], None], n: int) -> None:
@@ -336,7 +357,7 @@ def _in_blocks(block: Callable[[int], None], n: int) -> None:
 
 # Structures of arrays -----------------------------------------------------------------------------------------------
 
-_REAL = ("real", "real", "real")
+_REAL = ("real", "real", "real", "real")
 _KEPT = {"real": ("f4", "f8", "i4"), "integer": ("i8", "u8")}
 """Types that kernels take as they are; others are converted."""
 
@@ -347,9 +368,8 @@ def _flat(columns: Sequence[Any], kinds: Sequence[str]) -> tuple[list[NDArray[An
         return _flat_awkward(columns, kinds)
     try:
         arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns))
-    except ValueError:
-        shapes = ", ".join(str(np.shape(column)) for column in columns)
-        raise InputError(f"muons: columns of different shapes {shapes}") from None
+    except ValueError as error:
+        raise InputError(f"muons: columns that do not fit ({error})") from None
     shape = arrays[0].shape
     flat = [_typed(array.ravel(), kind) for array, kind in zip(arrays, kinds, strict=True)]
 
@@ -366,9 +386,10 @@ def _flat_awkward(
 
     try:
         arrays = ak.broadcast_arrays(*columns)
-    except ValueError as error:
+        missing = any(ak.any(ak.is_none(x, axis=n), axis=None) for x in arrays for n in range(x.ndim))
+    except (ValueError, TypeError) as error:
         raise InputError(f"muons: columns of different structure ({error})".splitlines()[0]) from None
-    if any(ak.any(ak.is_none(array, axis=-1), axis=None) for array in arrays):
+    if missing:
         raise InputError("muons: some values are missing (None): drop them first")
     counts = []
     for axis in range(arrays[0].ndim - 1, 0, -1):
@@ -391,6 +412,6 @@ def _typed(column: NDArray[Any], kind: str) -> NDArray[Any]:
     allowed = "iuf" if kind == "real" else "iu"
     if column.dtype.kind not in allowed and column.size:
         raise InputError(f"muons: {kind} numbers are needed, got {column.dtype}")
-    if column.dtype.str[1:] in _KEPT[kind]:
+    if column.dtype.isnative and column.dtype.str[1:] in _KEPT[kind]:
         return np.ascontiguousarray(column)
     return np.ascontiguousarray(column, dtype=np.float64 if kind == "real" else np.int64)

@@ -336,7 +336,9 @@ def summary(campaign: Campaign) -> str:
             systematic_text(campaign),
             "uncertainties of m_W and m_Z in MeV:\n" + impacts_table(*campaign.impacts()),
         ]
-    parts.append(f"Correction: {campaign.export_task().output.parent}\nFigures: {campaign.output / 'figures'}")
+    parts.append(
+        f"Correction: {campaign.export_task().output.parent}\nFigures: {campaign.output / 'figures'}"
+    )
     return "\n\n".join(parts) + "\n"
 
 

@@ -33,6 +33,9 @@ DRAW_INPUTS = ("run", "lumi", "event", "phi", "salt")
 DISTRIBUTION = "normal"
 """Name of the distribution in correctionlib's schema."""
 
+_ANY_PHI = 1e6
+"""rad. Beyond it a number is no angle, and its rounding to float32 may overflow."""
+
 Words = NDArray[np.uint64]
 
 _PRIMES = np.array(
@@ -147,10 +150,10 @@ def _smeared_factors(
     pt: Floats, eta: Floats, phi: Floats, run: Words, lumi: Words, event: Words, salt: Words, edges: Floats,
     coefficients: Floats, pt_low: float, pt_high: float, primes: Words, pcg: Words, out: Floats,
 ) -> None:  # fmt: skip
-    """phi : rounded. Rows of ``coefficients``: a, b, c, d."""
+    """phi : rounded, nan for a muon that has none. Rows of ``coefficients``: a, b, c, d."""
     words = phi.view(np.uint64)
     for n in range(out.size):
-        p, i = float(pt[n]), bin_of(edges, float(eta[n]))
+        p, i = np.float64(pt[n]), bin_of(edges, np.float64(eta[n]))
         out[n] = 1.0
         if i >= 0 and pt_low <= p < pt_high and math.isfinite(phi[n]):
             a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]
@@ -172,13 +175,16 @@ def smeared_factors(
     extra: Smearing,
     pt_range: tuple[float, float],
 ) -> Floats:
-    """(n,) factors 1/(1 + sigma g) on pT; 1 outside the ranges of eta and pT (GeV), and for phi that is not finite.
+    """(n,) factors 1/(1 + sigma g) on pT; 1 outside the ranges of eta and pT (GeV), and for phi not in [-1e6, 1e6).
 
     Raises
     ------
     InputError : run, lumi or event are no integers.
     """
-    rounded = np.asarray(phi, dtype=np.float64).astype(np.float32).astype(np.float64)
+    phi = np.asarray(phi, dtype=np.float64)
+    rounded = (
+        np.where((phi >= -_ANY_PHI) & (phi < _ANY_PHI), phi, np.nan).astype(np.float32).astype(np.float64)
+    )
     out, table = np.empty(len(rounded)), np.array([extra.a, extra.b, extra.c, extra.d])
     words = (_words(run, "run"), _words(lumi, "lumi"), _words(event, "event"), _words([salt], "salt"))
     edges = np.ascontiguousarray(extra.eta_edges)

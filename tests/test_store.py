@@ -19,6 +19,7 @@ from musclecal.records import (
     BosonTemplates,
     Closure,
     ClosureSplits,
+    CorrectionTables,
     CutFlow,
     DimuonEvents,
     JointFit,
@@ -209,6 +210,14 @@ EXAMPLES["mass impacts"] = MassImpacts(
 SPLIT = SplitTest("phi", ("cos", "sin"), ("A", "M"), floats(2, 2), floats(2, 2), 3.2, 4, 0.5)
 EXAMPLES["scale with covariance"] = ScaleWithCovariance(
     floats(5), floats(4), floats(4), floats(4), floats(12, 12)
+)
+EXAMPLES["correction tables"] = CorrectionTables(
+    floats(5), floats(4), floats(4), floats(4), floats(12, 12), 1.4, ("stat0", "closure_Z0"), floats(4, 3, 2),
+    (2.0, 200.0), Smearing(floats(4), floats(3), floats(3), floats(3), floats(3), floats(3)),
+    {"Z": floats(4, 4), "Y1S": floats(2, 4)}, {"period": "2016H", "é": ""},
+)  # fmt: skip
+EXAMPLES["correction tables, no smearing"] = replace(
+    EXAMPLES["correction tables"], smearing=None, residuals={}, provenance={}
 )
 EXAMPLES["template fit"] = TemplateFit(EXAMPLES["information"], EXAMPLES["scale"], 2, 0.01)
 EXAMPLES["split"] = SPLIT

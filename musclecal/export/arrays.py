@@ -79,7 +79,7 @@ def _json_text(value: Any) -> Any:
 def _read_npz(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         content = {name: archive[name] for name in archive.files}
-    return content | {"provenance": json.loads(str(content["provenance"]))}
+    return content | {name: json.loads(str(content[name])) for name in ("provenance", "units")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

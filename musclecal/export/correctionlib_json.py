@@ -14,6 +14,7 @@ Choices that the file itself does not explain:
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,17 @@ if TYPE_CHECKING:
     from correctionlib import schemav2
 
 __all__ = [
-    "CORRECTION_NAME", "SMEAR_NAME", "correction_set", "correctionlib_bytes", "export_correctionlib",
+    "CORRECTION_NAME",
+    "SMEAR_NAME",
+    "VAR_NAME",
+    "correction_set",
+    "correctionlib_bytes",
+    "export_correctionlib",
     "load_correctionlib",
-]  # fmt: skip
+]
 
 CORRECTION_NAME, SMEAR_NAME = "muon_pt_scale", "muon_pt_smear"
-_BOTH_NAME, _VAR_NAME = "muon_pt_scale_smear", "muon_pt_scale_var"
+_BOTH_NAME, VAR_NAME = "muon_pt_scale_smear", "muon_pt_scale_var"
 _NOMINAL, _UP, _DOWN = range(3)
 _FORMULAS = (
     "1.0/(1.0 + [0] - [1]/x + y*[2]*x)",
@@ -44,8 +50,9 @@ _FORMULAS = (
 )
 _IN_SIGMA = "1.0/(1.0 + ([0]+z*[3]) - ([1]+z*[4])/x + y*([2]+z*[5])*x)"
 _SMEARED = "1.0/(1.0 + sqrt(max(0.0, [0] + [2]*x*x + [1]*x*x/(x*x + [3])))*y)"
+_NARROW = 1e-15
+"""Of the bins of the two charges; correctionlib reads no numbers that are closer to 1."""
 _TO_FLOAT32 = "536870913.0*x - (536870913.0*x - x)"
-_NARROW = 1e-9
 _ANY_PHI = [-1e6, 1e6]
 _ARCHIVE = "musclecal tables: "
 
@@ -55,9 +62,9 @@ def export_correctionlib(tables: CorrectionTables, path: Path) -> None:
 
     ``muon_pt_scale(pt, eta, charge, syst)`` is the factor on pT; ``syst`` is ``nom`` or the name of a variation with
     ``_up`` or ``_down``, anything else raises. ``muon_pt_scale_var(pt, eta, charge, ivar, nsigma)`` is the same with
-    variation ``ivar`` by ``nsigma`` standard deviations. ``muon_A``, ``muon_e``, ``muon_M`` of (eta) are the tables alone.
-    With a smearing ``muon_pt_smear(pt, eta, phi, run, lumi, event, salt)``, and ``muon_pt_scale_smear``, one after the
-    other. Numbers have 12 significant digits; the same tables give the same bytes.
+    variation ``ivar`` by ``nsigma`` standard deviations. ``muon_A``, ``muon_e``, ``muon_M`` of (eta) are the tables
+    alone. With a smearing ``muon_pt_smear(pt, eta, phi, run, lumi, event, salt)``, and ``muon_pt_scale_smear``, one
+    after the other. Numbers have 12 significant digits; the same tables give the same bytes.
     """
     with written_atomically(path) as temporary:
         temporary.write_bytes(correctionlib_bytes({"": tables}))
@@ -83,7 +90,7 @@ def load_correctionlib(path: Path) -> CorrectionTables:
         return tables_of(table | {"covariance": _statistical(table)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a correctionlib file of this package ({error})") from None
 
 
@@ -104,7 +111,7 @@ def correction_set(periods: Mapping[str, CorrectionTables]) -> "schemav2.Correct
     text = [
         "Muon momentum scale correction, made by musclecal.",
         *(f"{key}: {value}" for key, value in first.provenance.items() if len(periods) == 1),
-        _ARCHIVE + json.dumps(archive, sort_keys=True),
+        _ARCHIVE + json.dumps(archive),
     ]
     content = {"compound_corrections": compound} if compound else {}
     return schemav2.CorrectionSet(
@@ -218,7 +225,7 @@ def _scale_var(periods: Mapping[str, CorrectionTables]) -> Any:
     ]  # fmt: skip
     about = f"{CORRECTION_NAME} with variation number ivar shifted by nsigma. {VARIATIONS}"
     return _correction(
-        _VAR_NAME, about, [*_muon_inputs(periods, "pt", "eta", "charge"), *more], _per_period(periods, tree),
+        VAR_NAME, about, [*_muon_inputs(periods, "pt", "eta", "charge"), *more], _per_period(periods, tree),
         [_formula(_IN_SIGMA, ["pt", "charge", "nsigma"])],
     )  # fmt: skip
 
@@ -325,8 +332,8 @@ def _about_one(t: CorrectionTables) -> str:
     corrects = t.provenance.get("corrects", "data")
     return (
         f"For {corrects}. A: dimensionless, e: GeV, M: 1/GeV, in {t.n_eta} bins of eta. Valid for "
-        f"{edges[0]:g} <= eta < {edges[-1]:g} and {low:g} <= pT < {high:g} GeV; the factor is exactly 1 outside, for nan "
-        f"in pt or eta, and for a charge that is not +1 or -1. s = {t.s:.4g}."
+        f"{edges[0]:g} <= eta < {edges[-1]:g} and {low:g} <= pT < {high:g} GeV; the factor is exactly 1 outside, "
+        f"for nan in pt or eta, and for a charge that is not +1 or -1. s = {t.s:.4g}."
     )
 
 

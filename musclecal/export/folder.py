@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from musclecal.export.cpp_header import export_header
 from musclecal.export.reference_vectors import REFERENCE_FILE, export_reference
 from musclecal.export.rochester import export_rochester
 from musclecal.export.root_file import export_root, load_root
-from musclecal.export.tables import FORMAT
+from musclecal.export.tables import FORMAT, OLDER
 from musclecal.records import CorrectionTables
 from musclecal.store import written_atomically
 from musclecal.tasks import fingerprint
@@ -44,7 +45,7 @@ READERS: dict[str, Callable[[Path], CorrectionTables]] = {
 }
 """By end of the file name, best first."""
 
-_OURS = FORMAT.rpartition(" ")[0]
+_OURS = tuple(name.rpartition(" ")[0] for name in (FORMAT, OLDER))
 
 
 def export_folder(
@@ -108,14 +109,13 @@ def holds_tables(path: Path) -> bool:
         return any((path / file).is_file() for file, _ in FORMATS.values() if _reader(path / file))
     if path.suffix in (".npz", ".root"):
         return True
+    unpack = gzip.open if path.suffix == ".gz" else open
     try:
-        opened = (
-            gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace")
-        )
-        with opened as file:
-            return _OURS in file.read(4000)
-    except (OSError, EOFError):
+        with unpack(path, "rt", encoding="utf-8", errors="replace") as file:
+            beginning = file.read(4000)
+    except (OSError, EOFError, zlib.error):
         return False
+    return any(name in beginning for name in _OURS)
 
 
 def read_tables(path: str | os.PathLike[str]) -> CorrectionTables:

@@ -22,8 +22,8 @@ def export_reference(tables: CorrectionTables, path: Path) -> None:
     """Write 1,000 muons (pt, eta, phi, charge, run, lumi, event) and what they become.
 
     ``scale`` is the nominal factor on pT, ``<variation>_up`` and ``<variation>_down`` that of the first and the last
-    variation, ``smear`` that of the smearing with salt 0 where there is one. A tenth of the muons are on edges of eta, or
-    outside the ranges, where all factors are 1.
+    variation, ``smear`` that of the smearing with salt 0 where there is one. A tenth of the muons are on edges of eta,
+    or outside the ranges, where all factors are 1.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

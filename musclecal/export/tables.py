@@ -24,6 +24,7 @@ from musclecal.scale import relative_correction
 
 __all__ = [
     "FORMAT",
+    "OLDER",
     "PT_RANGE",
     "SIGNS",
     "SMEARING",
@@ -41,15 +42,16 @@ PT_RANGE = (2.0, 200.0)
 
 SIGNS = (
     "k_corr = (1 + A - e k) k + q M, applied to the measured curvature k = 1/pT (1/GeV) of a muon of charge "
-    "q = +1 or -1: corrected pT = pT/(1 + A - e/pT + q M pT). A > 0 lowers pT; e > 0 raises pT by about e; M > 0 lowers "
-    "pT of mu+ and raises pT of mu-. Angles are not corrected. Bins are [low, high) in eta. Muons outside the ranges of "
-    "eta and pT are not corrected: the factor is 1."
+    "q = +1 or -1: corrected pT = pT/(1 + A - e/pT + q M pT). A > 0 lowers pT; e > 0 raises pT by about e; M > 0 "
+    "lowers pT of mu+ and raises pT of mu-. Angles are not corrected. Bins are [low, high) in eta. Muons outside the "
+    "ranges of eta and pT are not corrected: the factor is 1."
 )
 UNITS = {"A": "1", "e": "GeV", "M": "1/GeV", "eta_edges": "1", "pt_range": "GeV"}
 VARIATIONS = (
-    "Variation i shifts all parameters together by +v_i or -v_i, one standard deviation; the v_i are independent. Those "
-    "named stat<i> are SCALED: the sum of their v_i v_i^T is s^2 times the statistical covariance, s the factor that "
-    "the closures ask for. The others are what the closures could not have seen, and the masses of their resonances."
+    "Variation i shifts all parameters together by +v_i or -v_i, one standard deviation; the v_i are independent. "
+    "Those named stat<i> are SCALED: the sum of their v_i v_i^T is s^2 times the statistical covariance, s the factor "
+    "that the closures ask for. The others are what the closures could not have seen, and the masses of their "
+    "resonances."
 )
 SMEARING = (
     "Simulated muons: pT -> pT/(1 + sigma g), sigma^2 = max(0, a + c pT^2 + b pT^2/(pT^2 + d)) in the bin of eta, g a "
@@ -81,6 +83,7 @@ def correction_tables(
     ------
     InputError : see `checked_tables`; another eta binning in ``others``.
     """
+    calibration = _checked_scale(calibration)
     n_eta = calibration.n_eta
     names = [f"stat{i}" for i in range(3 * n_eta)]
     rows = [s * eigenvariations(calibration.covariance, scale_parameter_names(n_eta))]
@@ -136,6 +139,25 @@ def checked_tables(
     ------
     InputError : what is wrong, with the parameter and eta bin; a correction that turns the charge inside ``pt_range``.
     """
+    scale = _checked_scale(scale)
+    if not 0.0 < s < np.inf:
+        raise InputError(f"s: must be positive, got {s}")
+    tables = CorrectionTables(
+        scale.eta_edges, scale.A, scale.e, scale.M, scale.covariance, s=float(s), variation_names=tuple(names),
+        variations=np.ascontiguousarray(variations, dtype=np.float64),
+        pt_range=(float(pt_range[0]), float(pt_range[1])), smearing=smearing, residuals=dict(residuals),
+        provenance=dict(sorted(provenance.items())),
+    )  # fmt: skip
+    _refuse_other_variations(tables)
+    _refuse_unphysical(tables)
+    if smearing is not None:
+        _refuse_bad_smearing(smearing)
+    _refuse_bad_residuals(tables)
+    return tables
+
+
+def _checked_scale(scale: ScaleWithCovariance) -> ScaleWithCovariance:
+    """A copy in float64, with matching shapes, finite numbers, and a covariance that is one."""
     edges = np.array(scale.eta_edges, dtype=np.float64)
     if edges.ndim != 1 or not np.all(np.isfinite(edges)) or np.any(np.diff(edges) <= 0.0) or edges.size < 2:
         raise InputError(f"eta_edges: must be finite and increasing, got {edges.tolist()}")
@@ -145,19 +167,7 @@ def checked_tables(
         wrong = np.shape(scale.covariance)
         raise InputError(f"covariance: {n_eta} eta bins need {3 * n_eta} parameters, got {wrong}")
     matrix = checked_covariance(scale.covariance, scale_parameter_names(n_eta))
-    if not 0.0 < s < np.inf:
-        raise InputError(f"s: must be positive, got {s}")
-    tables = CorrectionTables(
-        edges, **values, covariance=matrix, s=float(s), variation_names=tuple(names),
-        variations=np.ascontiguousarray(variations, dtype=np.float64),
-        pt_range=(float(pt_range[0]), float(pt_range[1])), smearing=smearing, residuals=dict(residuals),
-        provenance=dict(sorted(provenance.items())),
-    )  # fmt: skip
-    _refuse_other_variations(tables)
-    _refuse_unphysical(tables)
-    if smearing is not None:
-        _refuse_bad_smearing(smearing)
-    return tables
+    return ScaleWithCovariance(edges, **values, covariance=matrix)
 
 
 def _checked_parameter(name: str, values: Floats, n_eta: int) -> Floats:
@@ -214,6 +224,12 @@ def _refuse_bad_smearing(smearing: Smearing) -> None:
         raise InputError("smearing: eta_edges must increase")
 
 
+def _refuse_bad_residuals(tables: CorrectionTables) -> None:
+    for name, table in tables.residuals.items():
+        if np.ndim(table) != 2 or np.shape(table)[1] != 4 or not np.all(np.isfinite(table)):
+            raise InputError(f"residuals_{name}: need four finite numbers in each eta bin")
+
+
 def content_of(tables: CorrectionTables) -> dict[str, Any]:
     """All that is exported, in the order in which a person reads it."""
     t = tables
@@ -245,12 +261,14 @@ def tables_of(content: Mapping[str, Any]) -> CorrectionTables:
 
     Raises
     ------
-    InputError : another format or parameter order; see `checked_tables`.
+    InputError : another format, units or parameter order; see `checked_tables`.
     KeyError : something is missing.
     """
     found = str(content["format"])
     if found not in (FORMAT, OLDER):
         raise InputError(f"format {found!r}, this version reads {FORMAT!r} and {OLDER!r}")
+    if dict(content.get("units", UNITS)) != UNITS and found == FORMAT:
+        raise InputError(f"units {dict(content['units'])}, expected {UNITS}")
     A, e, M = (np.asarray(content[name], dtype=np.float64) for name in ("A", "e", "M"))
     expected, order = scale_parameter_names(len(A)), tuple(str(name) for name in content["parameter_order"])
     if order != expected:

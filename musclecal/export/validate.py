@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME
+from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME, VAR_NAME
 from musclecal.export.folder import FORMATS, MANIFEST, READERS
 from musclecal.export.merge import merged_periods, period_file
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
@@ -27,10 +27,10 @@ _FACTORS = 1e-12
 def validate_folder(folder: Path) -> tuple[str, ...]:
     """Check all that is in an export folder; a line for each check that was made.
 
-    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, variations
-    that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
-    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder of
-    `musclecal.export.merge` the same for every period.
+    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters,
+    variations that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the
+    same tables in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder
+    of `musclecal.export.merge` the same for every period.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def _checks(folder: Path) -> Iterator[str]:
     if periods:
         yield from _checks_of_periods(folder, periods)
         return
-    read = {}
+    read: dict[str, CorrectionTables] = {}
     for file, _ in FORMATS.values():
         reader = next((r for end, r in READERS.items() if file.endswith(end)), None)
         if reader is not None and (folder / file).is_file():
@@ -80,9 +80,12 @@ def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
 def _check_manifest(folder: Path) -> str:
     path = folder / MANIFEST
     try:
-        files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable manifest ({error})") from None
+    for name in (*(file for file, _ in FORMATS.values()), REFERENCE_FILE):
+        if (folder / name).is_file() and name not in files:
+            raise InputError(f"{folder / name}: is not in the manifest")
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: listed in the manifest, but not there")
@@ -117,7 +120,6 @@ def _check_correctionlib(path: Path, tables: CorrectionTables, *period: str) -> 
     import correctionlib
 
     reference = reference_of(tables)
-    found = correctionlib.CorrectionSet.from_string(gzip.decompress(path.read_bytes()).decode())
     muon = [reference[name] for name in ("pt", "eta", "charge")]
 
     def evaluated(name: str) -> Any:
@@ -126,9 +128,20 @@ def _check_correctionlib(path: Path, tables: CorrectionTables, *period: str) -> 
             return found[SMEAR_NAME].evaluate(*period, *(reference[n] for n in names), 0)
         return found[CORRECTION_NAME].evaluate(*period, *muon, "nom" if name == "scale" else name)
 
-    named = ("scale",) if period and SMEAR_NAME not in list(found) else ("scale", "smear")
-    factors = [name for name in reference if name in named or name.endswith(("_up", "_down"))]
-    _compare(path, reference, evaluated, set(factors))
+    def by_number(name: str) -> Any:
+        """Of one period: the numbers of a merged file count the variations of all."""
+        ivar = tables.variation_names.index(name.rpartition("_")[0])
+        return found[VAR_NAME].evaluate(*muon, ivar, 1.0 if name.endswith("_up") else -1.0)
+
+    varied = {name for name in reference if name.endswith(("_up", "_down"))}
+    try:
+        found = correctionlib.CorrectionSet.from_string(gzip.decompress(path.read_bytes()).decode())
+        smeared = {"smear"} if "smear" in reference and (not period or SMEAR_NAME in list(found)) else set()
+        _compare(path, reference, evaluated, varied | {"scale"} | smeared)
+        if not period:
+            _compare(path, reference, by_number, varied)
+    except (RuntimeError, LookupError) as error:
+        raise InputError(f"{path}: correctionlib refuses it ({error})") from None
     return f"{path.name}: reference muons by correctionlib"
 
 
@@ -136,6 +149,9 @@ def _compare(path: Path, given: dict[str, Any], expected: Callable[[str], Any], 
     for name in sorted(names):
         if name not in given:
             raise InputError(f"{path}: no column {name}")
-        wrong = ~(np.abs(given[name] - expected(name)) <= _FACTORS)
+        found, wanted = given[name], expected(name)
+        if np.shape(found) != np.shape(wanted) or found.dtype.kind not in "iuf":
+            raise InputError(f"{path}: {name} is no column of {len(wanted)} numbers")
+        wrong = ~(np.abs(found - wanted) <= _FACTORS)
         if np.any(wrong):
             raise InputError(f"{path}: {name} of reference muon {int(np.argmax(wrong))} is another number")

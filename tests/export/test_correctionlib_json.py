@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from musclecal.binning import equal_eta_edges
 from musclecal.errors import InputError
-from musclecal.export import export_correctionlib
-from musclecal.records import ScaleCalibration
+from musclecal.export import correction_tables, export_correctionlib, load_correctionlib
+from musclecal.records import CorrectionTables, ScaleCalibration
 from musclecal.scale import corrected_curvature, correction_jacobian
 
 Floats = NDArray[np.float64]
 PROVENANCE = {"period": "2016H", "config": "sha256 0123"}
 Make = Callable[..., ScaleCalibration]
+MakeTables = Callable[..., CorrectionTables]
 
 
 def evaluator(path: Path, exported: ScaleCalibration, **options: Any) -> Any:
-    export_correctionlib(exported, path, PROVENANCE, **options)
+    export_correctionlib(correction_tables(exported, PROVENANCE, **options), path)
     return correctionlib.CorrectionSet.from_file(str(path))["muon_pt_scale"]
 
 
@@ -107,10 +108,10 @@ def test_variations_shift_all_parameters_together(calibration: Make, path: Path)
 
 
 @pytest.mark.parametrize("side", ["up", "down"])
-def test_variations_add_up_to_the_propagated_variance(calibration: Make, path: Path, side: str) -> None:
-    """sum (up - nom)^2 = J C J^T within 1 %, J = d(factor)/d(A, e, M) = -factor^2 d(dk/k)/d(A, e, M)."""
+def test_variations_add_up_to_the_scaled_variance(calibration: Make, path: Path, side: str) -> None:
+    """sum (up - nom)^2 = s^2 J C J^T within 1 %, J = d(factor)/d(A, e, M) = -factor^2 d(dk/k)/d(A, e, M)."""
     scale = calibration(8)
-    correction = evaluator(path, scale)
+    correction = evaluator(path, scale, s=1.7)
     pt, eta, charge = muons(300)
     nominal = correction.evaluate(pt, eta, charge, "nom")
     names = [f"stat{i}_{side}" for i in range(24)]
@@ -118,7 +119,8 @@ def test_variations_add_up_to_the_propagated_variance(calibration: Make, path: P
     jacobian = -(nominal[:, None] ** 2) * correction_jacobian(pt, charge)
     i = np.searchsorted(scale.eta_edges, eta, side="right") - 1
     blocks = scale.covariance.reshape(8, 3, 8, 3)[i, :, i, :]
-    np.testing.assert_allclose(total, np.einsum("na,nab,nb->n", jacobian, blocks, jacobian), rtol=0.01)
+    variance = np.einsum("na,nab,nb->n", jacobian, blocks, jacobian)
+    np.testing.assert_allclose(total, 1.7**2 * variance, rtol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -180,19 +182,32 @@ def test_arrays_of_other_types_are_converted_but_a_whole_number_is_not(calibrati
         correction.evaluate(20.0, 0.5, -1, "nom")
 
 
-def test_the_file_follows_the_schema_and_explains_itself(calibration: Make, path: Path) -> None:
-    export_correctionlib(calibration(6), path, PROVENANCE)
+def test_the_file_follows_the_schema_and_explains_itself(full_tables: MakeTables, path: Path) -> None:
+    export_correctionlib(full_tables(6), path)
     text = gzip.decompress(path.read_bytes()).decode()
     content = schemav2.CorrectionSet.model_validate_json(text)
     assert content.description is not None
     assert "period: 2016H" in content.description
+    for each in content.corrections:
+        assert each.description
+        assert all(item.description for item in [*each.inputs, each.output])
+    named = {each.name: [item.name for item in each.inputs] for each in content.corrections}
+    assert named == {
+        "muon_pt_scale": ["pt", "eta", "charge", "syst"],
+        "muon_pt_scale_var": ["pt", "eta", "charge", "ivar", "nsigma"],
+        "muon_A": ["eta"],
+        "muon_e": ["eta"],
+        "muon_M": ["eta"],
+        "muon_pt_smear": ["pt", "eta", "phi", "run", "lumi", "event", "salt"],
+    }
+    assert content.compound_corrections is not None
+    assert [each.name for each in content.compound_corrections] == ["muon_pt_scale_smear"]
     correction = content.corrections[0]
-    assert [item.name for item in correction.inputs] == ["pt", "eta", "charge", "syst"]
-    assert all(item.description for item in [*correction.inputs, correction.output])
     assert correction.description is not None
     for words in (
         "A > 0 lowers pT",
-        "UNSCALED",
+        "SCALED",
+        "s = 2.1",
         "e: GeV",
         "M: 1/GeV",
         "[low, high)",
@@ -200,33 +215,37 @@ def test_the_file_follows_the_schema_and_explains_itself(calibration: Make, path
         "2 <= pT < 200",
     ):
         assert words in correction.description
-    assert isinstance(correction.data, schemav2.Category)
-    assert correction.data.default is None
-    assert [item.key for item in correction.data.content] == [
-        "nom", *(f"stat{i}_{side}" for i in range(18) for side in ("up", "down")),
+    assert isinstance(correction.data, schemav2.Transform)
+    variations = correction.data.content
+    assert isinstance(variations, schemav2.Category)
+    assert variations.default is None
+    names = [*(f"stat{i}" for i in range(18)), *(f"closure_Z{i}" for i in range(4))]
+    assert [item.key for item in variations.content] == [
+        "nom", *(f"{name}_{side}" for name in names for side in ("up", "down")),
     ]  # fmt: skip
 
 
 def test_numbers_have_twelve_significant_digits(calibration: Make, path: Path) -> None:
     scale = calibration(2, A=np.array([1.23456789012345678e-4, 0.0]))
-    export_correctionlib(scale, path, {})
+    export_correctionlib(correction_tables(scale, {}), path)
     content = json.loads(gzip.decompress(path.read_bytes()))
-    in_pt = content["corrections"][0]["data"]["content"][0]["value"]
+    in_pt = content["corrections"][0]["data"]["content"]["content"][0]["value"]
     assert in_pt["content"][0]["content"][0]["parameters"][0] == 1.23456789012e-4
 
 
 def test_the_same_bytes_when_written_twice(calibration: Make, path: Path) -> None:
     other = path.with_name("another_name.gz")
-    export_correctionlib(calibration(6), path, PROVENANCE)
-    export_correctionlib(calibration(6), other, dict(reversed(PROVENANCE.items())))
+    export_correctionlib(correction_tables(calibration(6), PROVENANCE), path)
+    export_correctionlib(correction_tables(calibration(6), dict(reversed(PROVENANCE.items()))), other)
     assert path.read_bytes() == other.read_bytes()
     assert path.read_bytes()[3:8] == bytes(5), "no file name, no time in the gzip header"
 
 
-@pytest.mark.parametrize("n_eta", [24, 48])
-def test_the_file_is_small(calibration: Make, path: Path, n_eta: int) -> None:
-    export_correctionlib(calibration(n_eta), path, PROVENANCE)
-    assert path.stat().st_size < 300_000
+@pytest.mark.parametrize(("n_eta", "most"), [(24, 150_000), (48, 450_000)])
+def test_the_file_is_small(calibration: Make, path: Path, n_eta: int, most: int) -> None:
+    """The variations are in it twice, by name and by number."""
+    export_correctionlib(correction_tables(calibration(n_eta), PROVENANCE), path)
+    assert path.stat().st_size < most
 
 
 @pytest.mark.parametrize(
@@ -245,5 +264,99 @@ def test_a_calibration_that_cannot_be_used(
     calibration: Make, path: Path, changes: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        export_correctionlib(calibration(2, **changes), path, PROVENANCE, **options)
+        evaluator(path, calibration(2, **changes), **options)
     assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("charge", [0.0, 0.5, -0.999, 1.001, 2.0, -2.0, np.nan, np.inf, -np.inf])
+def test_a_charge_that_is_none_is_not_corrected(calibration: Make, path: Path, charge: float) -> None:
+    correction = evaluator(path, calibration(6))
+    assert correction.evaluate(20.0, 0.1, charge, "nom") == 1.0
+    assert correction.evaluate(20.0, 0.1, charge, "stat1_up") == 1.0
+
+
+def test_variations_by_number_are_those_by_name(full_tables: MakeTables, path: Path) -> None:
+    t = full_tables(6)
+    export_correctionlib(t, path)
+    found = correctionlib.CorrectionSet.from_file(str(path))
+    pt, eta, charge = muons(500)
+    nominal = found["muon_pt_scale"].evaluate(pt, eta, charge, "nom")
+    for number, name in enumerate(t.variation_names):
+        for side, nsigma in (("up", 1.0), ("down", -1.0)):
+            by_name = found["muon_pt_scale"].evaluate(pt, eta, charge, f"{name}_{side}")
+            by_number = found["muon_pt_scale_var"].evaluate(pt, eta, charge, number, nsigma)
+            np.testing.assert_allclose(by_number, by_name, rtol=1e-14)
+        none = found["muon_pt_scale_var"].evaluate(pt, eta, charge, number, 0.0)
+        np.testing.assert_allclose(none, nominal, rtol=1e-15)
+    for number in (-1, t.n_variations):
+        with pytest.raises(IndexError):
+            found["muon_pt_scale_var"].evaluate(20.0, 0.1, 1.0, number, 0.0)
+
+
+def test_tables_alone(full_tables: MakeTables, path: Path) -> None:
+    t = full_tables(6)
+    export_correctionlib(t, path)
+    found = correctionlib.CorrectionSet.from_file(str(path))
+    for letter in "AeM":
+        values = found[f"muon_{letter}"].evaluate(t.eta_edges[:-1])
+        np.testing.assert_allclose(values, getattr(t, letter), rtol=1e-11)
+        assert found[f"muon_{letter}"].evaluate(2.4) == 0.0
+
+
+def test_scale_then_smear_is_one_after_the_other(full_tables: MakeTables, path: Path) -> None:
+    """The smearing of the scaled pT, with the draw of the muon."""
+    export_correctionlib(full_tables(6), path)
+    found = correctionlib.CorrectionSet.from_file(str(path))
+    pt, eta, charge = muons(500)
+    numbers = (np.full(500, 1), np.full(500, 2), np.arange(500), 0)
+    phi = np.linspace(-3.0, 3.0, 500)
+    scale = found["muon_pt_scale"].evaluate(pt, eta, charge, "stat0_up")
+    smear = found["muon_pt_smear"].evaluate(pt * scale, eta, phi, *numbers)
+    both = found.compound["muon_pt_scale_smear"].evaluate(pt, eta, phi, charge, *numbers, "stat0_up")
+    np.testing.assert_allclose(both, scale * smear, rtol=1e-14)
+    assert np.std(smear) > 1e-3
+
+
+def test_without_smearing_there_is_none(full_tables: MakeTables, path: Path) -> None:
+    export_correctionlib(full_tables(6, smearing=None), path)
+    found = correctionlib.CorrectionSet.from_file(str(path))
+    assert "muon_pt_smear" not in list(found)
+    assert not list(found.compound)
+    assert load_correctionlib(path).smearing is None
+
+
+def test_what_is_read_is_what_was_written_to_twelve_digits(full_tables: MakeTables, path: Path) -> None:
+    t = full_tables(6)
+    export_correctionlib(t, path)
+    found = load_correctionlib(path)
+    for name in ("A", "e", "M", "variations"):
+        np.testing.assert_allclose(getattr(found, name), getattr(t, name), rtol=1e-11, atol=0.0)
+    sigma = np.sqrt(np.diagonal(t.covariance))
+    assert np.max(np.abs(found.covariance - t.covariance) / np.outer(sigma, sigma)) < 1e-10
+    np.testing.assert_array_equal(found.eta_edges, t.eta_edges)
+    assert (found.s, found.pt_range, found.variation_names) == (t.s, t.pt_range, t.variation_names)
+    assert found.provenance == t.provenance
+    assert found.smearing is not None
+    assert t.smearing is not None
+    np.testing.assert_array_equal(found.smearing.c, t.smearing.c)
+    assert list(found.residuals) == ["Z", "Y1S"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"[1]"), gzip.compress(b"x")]
+)
+def test_other_files_are_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"muon_scale\.json\.gz: not a correctionlib file of this package"):
+        load_correctionlib(path)
+
+
+def test_a_damaged_archive_is_refused(full_tables: MakeTables, path: Path) -> None:
+    export_correctionlib(full_tables(6), path)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[400:420] = bytes(20)
+    for content in (whole[: len(whole) // 2], bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"muon_scale\.json\.gz"):
+            load_correctionlib(path)
