@@ -27,10 +27,10 @@ _FACTORS = 1e-12
 def validate_folder(folder: Path) -> tuple[str, ...]:
     """Check all that is in an export folder; a line for each check that was made.
 
-    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters,
-    variations that sum to the covariance (these when a file is read, see `musclecal.export.tables.checked_tables`); the
-    same tables in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder
-    of `musclecal.export.merge` the same for every period.
+    Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, and
+    variations that sum to it (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
+    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder of
+    `musclecal.export.merge` the same for every period.
 
     Raises
     ------
