@@ -57,7 +57,7 @@ def example(name: str) -> dict[str, Any]:
 def run(name: str, folder: Path) -> str:
     """What the example prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name), str(folder)],
+        [sys.executable, "-W", "error", "-W", "ignore::UserWarning:ROOT", str(EXAMPLES / name), str(folder)],
         env=dict(os.environ), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
