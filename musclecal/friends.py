@@ -262,8 +262,10 @@ def _columns(events: _Events, wanted: _Wanted) -> dict[str, Values]:
         run, lumi, event = (
             np.repeat(events.identifiers[EVENT_BRANCHES[key]], events.counts) for key in EVENT_BRANCHES
         )
-        factor = correction.smear(scaled, eta, phi, charge, run, lumi, event, wanted.salt)
-        columns["pt_smeared"] = (scaled * factor).astype(precision)
+        # A scale of data is not for simulation, which is what a smearing is for.
+        start = scaled if correction.provenance.get("corrects", "data").startswith("simulation") else pt
+        factor = correction.smear(start, eta, phi, charge, run, lumi, event, wanted.salt)
+        columns["pt_smeared"] = (start * factor).astype(precision)
     for name, syst in wanted.shifts.items():
         columns[name] = (pt * correction.scale(*muons, syst=syst)).astype(precision)
     return columns

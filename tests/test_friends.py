@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,11 @@ def test_the_correction_moves_muons_and_keeps_those_out_of_range(
     assert np.all(np.abs(new / pt - 1) > 1e-9)
 
 
-def test_the_smeared_muon_is_scaled_first_and_belongs_to_its_event(
-    tmp_path: Path, correction: Correction
-) -> None:
+@pytest.mark.parametrize("corrects", ["data", "simulation, to its own truth"])
+def test_the_smeared_muon_belongs_to_its_event(tmp_path: Path, correction: Correction, corrects: str) -> None:
+    """Scaled before only by tables for simulation: those of data are not for the muons that need smearing."""
+    provenance = {**correction.provenance, "corrects": corrects}
+    correction = Correction(replace(correction.tables, provenance=provenance))
     content = branches()
     source = write(tmp_path / "nano.root", content)
     friends = {}
@@ -171,9 +174,11 @@ def test_the_smeared_muon_is_scaled_first_and_belongs_to_its_event(
         ak.flatten(content[f"Muon_{key}"]).to_numpy() for key in ("pt", "eta", "phi", "charge")
     )
     run, lumi, event = (np.repeat(content[name], ak.num(content["Muon_pt"])) for name in IDENTIFIERS)
-    scaled = pt.astype(np.float64) * correction.scale(pt, eta, phi, q)
+    start = pt.astype(np.float64)
+    if corrects != "data":
+        start = start * correction.scale(pt, eta, phi, q)
     for salt, friend in friends.items():
-        smeared = scaled * correction.smear(scaled, eta, phi, q, run, lumi, event, salt)
+        smeared = start * correction.smear(start, eta, phi, q, run, lumi, event, salt)
         values = ak.flatten(friend["Muon_pt_smeared"]).to_numpy()
         assert values.dtype == np.float32
         np.testing.assert_array_equal(values, smeared.astype(np.float32))

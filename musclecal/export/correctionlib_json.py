@@ -38,6 +38,7 @@ __all__ = [
     "correctionlib_bytes",
     "export_correctionlib",
     "load_correctionlib",
+    "variation_names",
 ]
 
 CORRECTION_NAME, SMEAR_NAME = "muon_pt_scale", "muon_pt_smear"
@@ -176,7 +177,7 @@ def _scale(periods: Mapping[str, CorrectionTables]) -> Any:
     """A category of syst above all, so that a typo raises for every muon; then ranges; then eta bins."""
     from correctionlib import schemav2
 
-    names = _names(periods)
+    names = variation_names(periods)
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
@@ -205,7 +206,7 @@ def _scale(periods: Mapping[str, CorrectionTables]) -> Any:
 def _scale_var(periods: Mapping[str, CorrectionTables]) -> Any:
     from correctionlib import schemav2
 
-    names = _names(periods)
+    names = variation_names(periods)
 
     def tree(tables: CorrectionTables) -> Any:
         nominal = _rounded(tables.parameters.reshape(-1, 3))
@@ -219,7 +220,7 @@ def _scale_var(periods: Mapping[str, CorrectionTables]) -> Any:
 
     more = [
         schemav2.Variable(
-            name="ivar", type="int", description=f"number of the variation, 0 to {len(names) - 1}: {_listed(names)}"
+            name="ivar", type="int", description=f"number of the variation, 0 to {len(names) - 1}: {', '.join(names)}"
         ),
         schemav2.Variable(name="nsigma", type="real", description="standard deviations to shift it by; 0: nominal"),
     ]  # fmt: skip
@@ -255,7 +256,8 @@ def _scale_then_smear(periods: Mapping[str, CorrectionTables]) -> Any:
     syst = schemav2.Variable(name="syst", type="string", description=f"as of {CORRECTION_NAME}")
     return schemav2.CompoundCorrection(
         name=_BOTH_NAME,
-        description=f"{CORRECTION_NAME}, then {SMEAR_NAME} of the scaled pT, for simulation that needs both",
+        description=f"{CORRECTION_NAME}, then {SMEAR_NAME} of the scaled pT. Simulation needs {SMEAR_NAME} alone where "
+        "the scale is that of data.",
         inputs=[*_muon_inputs(periods, "pt", "eta", "phi", "charge", *DRAW_INPUTS), syst],
         output=_output("corrected and smeared pT over measured pT"),
         inputs_update=["pt"],
@@ -322,9 +324,13 @@ def _muon_inputs(periods: Mapping[str, CorrectionTables], *names: str) -> list[A
 
 
 def _about_scale(periods: Mapping[str, CorrectionTables]) -> str:
-    return f"Factor on the transverse momentum of a muon: 1/(1 + A - e/pT + q M pT). {SIGNS} " + " ".join(
-        f"{f'Period {name}: ' if len(periods) > 1 else ''}{_about_one(tables)}" for name, tables in periods.items()
-    ) + f" syst: nom, or {_listed(_names(periods))}, with _up or _down; there is no default. {VARIATIONS}"  # fmt: skip
+    several = len(periods) > 1
+    each = " ".join(f"Period {n}: {_about_one(t)}" if several else _about_one(t) for n, t in periods.items())
+    names = _listed(variation_names(periods))
+    return (
+        f"Factor on the transverse momentum of a muon: 1/(1 + A - e/pT + q M pT). {SIGNS} {each} "
+        f"syst: nom, or {names}, with _up or _down; there is no default. {VARIATIONS}"
+    )
 
 
 def _about_one(t: CorrectionTables) -> str:
@@ -337,7 +343,7 @@ def _about_one(t: CorrectionTables) -> str:
     )
 
 
-def _names(periods: Mapping[str, CorrectionTables]) -> list[str]:
+def variation_names(periods: Mapping[str, CorrectionTables]) -> list[str]:
     """All variations, each once."""
     return list(dict.fromkeys(name for t in periods.values() for name in t.variation_names))
 

@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from musclecal.errors import InputError
@@ -20,7 +20,8 @@ from musclecal.store import written_atomically
 from musclecal.tasks import fingerprint
 
 __all__ = [
-    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "read_tables", "table_file",
+    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "listed_files",
+    "read_tables", "remove_stale", "table_file",
 ]  # fmt: skip
 
 FORMATS: dict[str, tuple[str, Callable[[CorrectionTables, Path], None]]] = {
@@ -53,6 +54,8 @@ def export_folder(
 ) -> tuple[Path, ...]:
     """Write the tables in all ``formats`` into ``folder``, with reference vectors and a manifest of all files.
 
+    Files of an earlier export in formats that are not asked for any more are removed.
+
     Parameters
     ----------
     licence : under which the numbers may be used, for the manifest.
@@ -65,6 +68,7 @@ def export_folder(
         if name not in FORMATS:
             raise InputError(f"format: {name!r} is none of {', '.join(FORMATS)}")
     folder.mkdir(parents=True, exist_ok=True)
+    before = listed_files(folder)
     written = []
     for name in formats:
         file, write = FORMATS[name]
@@ -82,7 +86,25 @@ def export_folder(
     }
     with written_atomically(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    known = {file for file, _ in FORMATS.values()}
+    remove_stale(folder, before | known, written)
     return (*written, folder / MANIFEST)
+
+
+def listed_files(folder: Path) -> set[str]:
+    """Names of the files in the manifest of a folder; none without a manifest."""
+    try:
+        return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def remove_stale(folder: Path, candidates: Iterable[str], written: Iterable[Path]) -> None:
+    """Remove files of an earlier export that the present one did not write: they would hold other numbers."""
+    kept = {file.name for file in written}
+    for name in candidates:
+        if name not in kept and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def table_file(path: Path) -> Path:

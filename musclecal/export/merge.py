@@ -14,8 +14,15 @@ from pathlib import Path
 
 from musclecal.errors import InputError
 from musclecal.export.arrays import export_json, export_npz
-from musclecal.export.correctionlib_json import correctionlib_bytes
-from musclecal.export.folder import FORMATS, MANIFEST, holds_tables, read_tables
+from musclecal.export.correctionlib_json import correctionlib_bytes, variation_names
+from musclecal.export.folder import (
+    FORMATS,
+    MANIFEST,
+    holds_tables,
+    listed_files,
+    read_tables,
+    remove_stale,
+)
 from musclecal.export.reference_vectors import export_reference
 from musclecal.export.tables import FORMAT
 from musclecal.records import CorrectionTables
@@ -64,7 +71,8 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
     Raises
     ------
     InputError : a period is missing, twice or no name; fewer than two; a ``share`` that no variation has, or that of a
-        statistical one: fits of different data; names that would collide; a folder ``out`` with another export.
+        statistical one: fits of different data; names that would collide; a folder ``out`` with another export; tables
+        for data and for simulation.
     """
     if _is_other_export(out):
         raise InputError(f"{out}: holds an export already: merge into another folder")
@@ -72,6 +80,7 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
         _by_period(folders), SHARED if share is None else share, share is not None
     )
     out.mkdir(parents=True, exist_ok=True)
+    before = listed_files(out)
     library = out / FORMATS["correctionlib"][0]
     with written_atomically(library) as temporary:
         temporary.write_bytes(correctionlib_bytes(periods))
@@ -90,11 +99,13 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
             for p, t in periods.items()
         },
         "shared": list(shared),
+        "ivar": variation_names(periods),
         "notes": list(notes),
         "files": {file.name: fingerprint(file) for file in sorted(written)},
     }
     with written_atomically(out / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    remove_stale(out, before, written)
     return MergedFolder((*written, out / MANIFEST), tuple(periods), shared, own, notes)
 
 
@@ -173,6 +184,9 @@ def _by_period(folders: Sequence[Path]) -> dict[str, CorrectionTables]:
         if period in periods:
             raise InputError(f"{folder}: period {period} is that of {source[period]} already")
         periods[period], source[period] = tables, folder
+    corrected = {tables.provenance.get("corrects", "data") for tables in periods.values()}
+    if len(corrected) > 1:
+        raise InputError(f"merge: some correct {', others '.join(sorted(corrected))}: merge them apart")
     return periods
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from musclecal.errors import InputError
 from musclecal.records import CorrectionTables, Floats
 from musclecal.scale import relative_correction
-from musclecal.smear import smeared_factors
+from musclecal.smear import normal_draws, smeared_factors
 from musclecal.store import written_atomically
 
 __all__ = ["REFERENCE_FILE", "export_reference", "load_reference", "reference_of"]
@@ -22,8 +22,8 @@ def export_reference(tables: CorrectionTables, path: Path) -> None:
     """Write 1,000 muons (pt, eta, phi, charge, run, lumi, event) and what they become.
 
     ``scale`` is the nominal factor on pT, ``<variation>_up`` and ``<variation>_down`` that of the first and the last
-    variation, ``smear`` that of the smearing with salt 0 where there is one. A tenth of the muons are on edges of eta,
-    or outside the ranges, where all factors are 1.
+    variation, ``draw`` the unit Gaussian of the smearing with salt 0, ``smear`` its factor where there is a smearing. A
+    tenth of the muons are on edges of eta, or outside the ranges, where all factors are 1.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,8 +55,9 @@ def reference_of(tables: CorrectionTables) -> dict[str, Any]:
             shifted = tables.parameters + sign * tables.variations[:, :, i].ravel()
             name = f"{tables.variation_names[i]}_{side}"
             result[name] = _factors(tables, shifted, pt, eta, charge)
+    event = (muons["run"], muons["lumi"], muons["event"])
+    result["draw"] = normal_draws(*event, muons["phi"])
     if tables.smearing is not None:
-        event = (muons["run"], muons["lumi"], muons["event"])
         result["smear"] = smeared_factors(pt, eta, muons["phi"], *event, 0, tables.smearing, tables.pt_range)
     return result
 

@@ -342,10 +342,10 @@ def test_what_is_read_is_what_was_written_to_twelve_digits(full_tables: MakeTabl
     assert list(found.residuals) == ["Z", "Y1S"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{}", gzip.compress(b"{}"), gzip.compress(b"[1]"), gzip.compress(b"x")]
-)
-def test_other_files_are_refused(path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "x"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_other_files_are_refused(path: Path, text: str, packed: bool) -> None:
+    content = gzip.compress(text.encode()) if packed else text.encode()
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"muon_scale\.json\.gz: not a correctionlib file of this package"):
         load_correctionlib(path)

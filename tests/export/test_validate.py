@@ -124,7 +124,7 @@ def test_an_unknown_format_writes_nothing(full_tables: Make, tmp_path: Path) -> 
 def test_reference_muons_sit_on_edges_and_outside(folder: Path, full_tables: Make) -> None:
     t, columns = full_tables(6), load_reference(folder / REFERENCE_FILE)
     names = {"stat0_up", "stat0_down", "closure_Z3_up", "closure_Z3_down", "scale", "smear"}
-    assert set(columns) == {"pt", "eta", "phi", "charge", "run", "lumi", "event"} | names
+    assert set(columns) == {"pt", "eta", "phi", "charge", "run", "lumi", "event", "draw"} | names
     outside = (
         (columns["pt"] < 2.0) | (columns["pt"] >= 200.0) | (columns["eta"] >= 2.4) | (columns["eta"] < -2.4)
     )
