@@ -219,6 +219,27 @@ def _observed_covariance(
 
 
 @kernel
+def _choose_free(theta: Floats, gradient: Floats, bounds: Floats, background: int, free: Ints) -> None:
+    """Parameters that may move: not those of a background that is not fitted, nor those held by a bound."""
+    for a in range(4):
+        floats = a < 2 or background > 0
+        at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
+        at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
+        free[a] = 1 if floats and not at_low and not at_high else 0
+
+
+@kernel
+def _bounded_step(theta: Floats, delta: Floats, bounds: Floats, trial: Floats) -> None:
+    """theta - delta, no further than two widths in the scale, 0.25 in the fraction, 0.7 in the others."""
+    for a in range(4):
+        limit = 0.7 if a != 2 else 0.25
+        if a == 0:
+            limit = 2.0 * math.exp(theta[1])
+        move = min(max(-delta[a], -limit), limit)
+        trial[a] = min(max(theta[a] + move, bounds[a, 0]), bounds[a, 1])
+
+
+@kernel
 def _fit_one(
     counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
     table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float,
@@ -239,11 +260,7 @@ def _fit_one(
         iteration += 1
         _gradient(counts, p, dp, theta, centre, weight, floor, gradient)
         _information(events, p, dp, weight, floor, matrix)
-        for a in range(4):
-            floats = a < 2 or background > 0
-            at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
-            at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
-            free[a] = 1 if floats and not at_low and not at_high else 0
+        _choose_free(theta, gradient, bounds, background, free)
         solved = _solve(matrix, gradient, free, 0.0, delta) or _solve(matrix, gradient, free, 1e-2, delta)
         if not solved:
             return _NOT_CONVERGED, edm, iteration
@@ -261,12 +278,7 @@ def _fit_one(
         accepted = False
         for _ in range(30):
             _solve(matrix, gradient, free, damping, delta)
-            for a in range(4):
-                limit = 0.7 if a != 2 else 0.25
-                if a == 0:
-                    limit = 2.0 * math.exp(theta[1])
-                move = min(max(-delta[a], -limit), limit)
-                trial[a] = min(max(theta[a] + move, bounds[a, 0]), bounds[a, 1])
+            _bounded_step(theta, delta, bounds, trial)
             _probabilities(
                 form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
             )

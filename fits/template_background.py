@@ -16,7 +16,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from musclecal.errors import InputError
 from musclecal.fits.shapes.log_spline import SplineAxis
-from musclecal.fits.shapes.simulation_shape import pooled_tables
+from musclecal.fits.shapes.simulation_shape import pooled_tables, width_classes
 from musclecal.fits.template_closure import smoothing_matrix
 from musclecal.fits.templates import MUON_SHIFTS
 from musclecal.records import Floats, Ints, TemplateHistogram
@@ -124,12 +124,8 @@ def _pooled_peaks(own: Floats, smooth: Floats, window: tuple[float, float]) -> F
     width = 0.5 * (high - low)
     width = np.maximum(width, 0.2 * np.median(width))
     events = own.sum(axis=1)
-    order = np.argsort(width, kind="stable")
-    share = np.cumsum(events[order]) / events.sum()
-    n_class = int(np.clip(events.sum() / _CLASS_EVENTS, 1, _CLASSES))
-    classes = np.empty(len(width), dtype=np.int64)
-    classes[order] = np.minimum((share * n_class).astype(np.int64), n_class - 1)
-    classes = np.unique(classes, return_inverse=True)[1]
+    least = max(_CLASS_EVENTS, events.sum() / _CLASSES)
+    classes = width_classes(width, events, np.zeros(len(width), dtype=np.int64), least)
     t_edges = (edges - middle[:, None]) / width[:, None]
     low, high = np.floor(t_edges.min() / _KNOT_DISTANCE), np.ceil(t_edges.max() / _KNOT_DISTANCE)
     axis = SplineAxis(

@@ -3,17 +3,16 @@
 Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 a quality gate failed.
 """
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from musclecal.errors import InputError, QualityGateError
+from musclecal.cli_tables import TABLE_COMMANDS
+from musclecal.command_line import Progress, echo_json, explained, json_option
+from musclecal.errors import InputError
 
 if TYPE_CHECKING:
     from musclecal.campaign import Campaign
@@ -25,33 +24,10 @@ __all__ = ["main"]
 # (a factor of ten on a busy machine). Takes effect because numpy is not imported yet.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-
-
-def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn the two kinds of "no" into one line on stderr and their exit code."""
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except (InputError, QualityGateError) as error:
-            click.echo(f"musclecal: {error}", err=True)
-            sys.exit(error.exit_code)
-        except _WRONG_PATH as no:
-            click.echo(f"musclecal: {no.filename}: {no.strerror}", err=True)
-            sys.exit(InputError.exit_code)
-
-    return run
-
-
 _campaign_option = click.option(
     "--campaign", "path", type=click.Path(path_type=Path), default=Path("campaign.toml"), show_default=True,
     help="Campaign file (TOML).",
 )  # fmt: skip
-_json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
-)
 _target_option = click.option(
     "--target",
     type=click.Choice(["data", "simulation"]),
@@ -74,48 +50,16 @@ def main() -> None:
     """
 
 
-class _Progress:
-    """Says on stderr what is under way; a bar on a terminal, a line per task elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._name = ""
-
-    def announce(self, task: "Task", done_already: bool) -> None:
-        """A task begins, or is up to date."""
-        self.begin(task.name, "up to date" if done_already else "...")
-
-    def begin(self, name: str, state: str = "...") -> None:
-        """Something that has a name begins."""
-        self._clear()
-        self._name = name
-        click.echo(f"  {name:<28} {state}", err=True)
-
-    def __call__(self, done: int, total: int | None) -> None:
-        """So many rows of a task are done."""
-        if self._terminal:
-            share = f"{100.0 * done / total:3.0f} % of {total:,}" if total else f"{done:,}"
-            click.echo(f"\r  {self._name:<28} {share} events", err=True, nl=False)
-
-    def end(self) -> None:
-        """All is done: the bar goes."""
-        self._clear()
-
-    def _clear(self) -> None:
-        if self._terminal:
-            click.echo("\r\x1b[2K", err=True, nl=False)
-
-
-def _open(path: Path, target: str | None = None) -> tuple["Campaign", _Progress]:
+def _open(path: Path, target: str | None = None) -> tuple["Campaign", Progress]:
     from musclecal.campaign import Campaign
 
-    progress = _Progress()
+    progress = Progress()
     campaign = Campaign(path, progress, target)
     _ = campaign.config
     return campaign, progress
 
 
-def _run(progress: _Progress, tasks: Iterable["Task"], force: bool, *, everything: bool = False) -> "Outcome":
+def _run(progress: Progress, tasks: Iterable["Task"], force: bool, *, everything: bool = False) -> "Outcome":
     from musclecal.tasks import run_tasks
 
     wanted = tuple(tasks)
@@ -126,19 +70,15 @@ def _run(progress: _Progress, tasks: Iterable["Task"], force: bool, *, everythin
     return outcome
 
 
-def _echo_json(table: dict[str, object]) -> None:
-    click.echo(json.dumps(table, allow_nan=False))
-
-
 def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, dict[str, object]]]) -> None:
     """Add the command of one stage: run it, then show its result."""
 
     @main.command(name, help=description)
     @_campaign_option
     @_target_option
-    @_json_option
+    @json_option
     @_force_option
-    @_explained
+    @explained
     def command(path: Path, target: str | None, as_json: bool, force: bool) -> None:
         from musclecal.report import report_task
 
@@ -147,7 +87,7 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
         _run(progress, tasks, force)
         text, table = show(campaign)
         if as_json:
-            _echo_json(table)
+            echo_json(table)
         else:
             click.echo(text)
         if name == "report":
@@ -269,9 +209,9 @@ for _name, _description, _show in (
 )
 @_target_option
 @_campaign_option
-@_json_option
+@json_option
 @_force_option
-@_explained
+@explained
 def export(formats: tuple[str, ...], target: str | None, path: Path, as_json: bool, force: bool) -> None:
     """Write the correction as tables that need no musclecal, with reference muons and a manifest.
 
@@ -282,160 +222,10 @@ def export(formats: tuple[str, ...], target: str | None, path: Path, as_json: bo
     _run(progress, (task,), force)
     files = sorted(str(file) for file in (task.output, *task.also))
     if as_json:
-        _echo_json({"files": files})
+        echo_json({"files": files})
     else:
         click.echo("\n".join(files))
     campaign.check_gates(())
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@_json_option
-@_explained
-def validate(folder: Path, as_json: bool) -> None:
-    """Check an export folder: schema, covariance, the same content in all files, reference muons."""
-    from musclecal.export.validate import validate_folder
-
-    lines = validate_folder(folder)
-    if as_json:
-        _echo_json({"checks": list(lines)})
-    else:
-        click.echo("\n".join(lines))
-
-
-@main.command()
-@click.argument("files", nargs=-1, required=True)
-@click.option(
-    "--correction",
-    "tables",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Export folder, or a file in it.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="NAME.root: one friend of all files in a chain; a folder: one friend a file, of the same name.",
-)
-@click.option(
-    "--variation", "variations", multiple=True, help="Also pT with this one up and down; again for more."
-)
-@click.option("--all-variations", is_flag=True, help="Also pT with each variation up and down.")
-@click.option("--smear", is_flag=True, help="For simulation: also the scaled pT smeared.")
-@click.option(
-    "--salt", type=int, default=0, show_default=True, help="Another salt, independent draws of --smear."
-)
-@click.option(
-    "--chunk-events",
-    type=click.IntRange(min=1),
-    default=100_000,
-    show_default=True,
-    help="Events in memory, at most.",
-)
-@_json_option
-@_explained
-def apply(
-    files: tuple[str, ...],
-    tables: Path,
-    out: Path,
-    variations: tuple[str, ...],
-    all_variations: bool,
-    smear: bool,
-    salt: int,
-    chunk_events: int,
-    as_json: bool,
-) -> None:
-    """Write friend trees with corrected muons of NanoAOD-like FILES.
-
-    Muon_pt_corr (GeV), Muon_ptErr_corr, Muon_scale_reason (0: corrected), by option Muon_pt_corr_NAME_up, _down and
-    Muon_pt_smeared, with nMuon, run, luminosityBlock, event, for every event in the same order. Computed in float64,
-    stored as float32 where Muon_pt is float32, as float64 where it is that.
-    """
-    import musclecal
-    from musclecal.friends import friends_table, friends_text, write_friends
-
-    progress = _Progress()
-    correction = musclecal.load(tables)
-    friends = write_friends(
-        files, correction, out, variations=correction.variation_names if all_variations else variations,
-        smear=smear, salt=salt, chunk_events=chunk_events, progress=progress, announce=progress.begin,
-    )  # fmt: skip
-    progress.end()
-    if as_json:
-        _echo_json(friends_table(friends))
-    else:
-        click.echo(friends_text(friends))
-
-
-@main.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
-@click.option(
-    "--correlation",
-    type=click.Choice(["independent", "shared"]),
-    default="independent",
-    show_default=True,
-    help="shared: one sample contains the other, so that most of their statistics is the same.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Also draw A, e, M of both, with pulls (PNG).")
-@_json_option
-@_explained
-def diff(first: Path, second: Path, correlation: str, out: Path | None, as_json: bool) -> None:
-    """Compare two exports, SECOND minus FIRST: folders or files.
-
-    A, e (GeV), M (1/GeV) and dk/k at 6, 20, 45 GeV per eta bin, with their errors; chi2 with full covariance; and
-    variations, s, ranges and smearing that differ. Never a failure: what is a large difference is yours to say.
-    """
-    from musclecal.export import read_tables
-    from musclecal.validation.calibration_diff import CORRELATIONS, compare_calibrations
-    from musclecal.validation.diff_plots import plot_calibration_diff
-    from musclecal.validation.diff_table import diff_table, diff_text
-
-    names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    (wanted,) = (c for c in CORRELATIONS if c == correlation)
-    result = compare_calibrations(read_tables(first), read_tables(second), wanted, names)
-    if out is not None:
-        plot_calibration_diff(result, out)
-    if as_json:
-        _echo_json(diff_table(result) | ({} if out is None else {"figure": str(out)}))
-    else:
-        click.echo(diff_text(result))
-        if out is not None:
-            click.echo(str(out))
-
-
-@main.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
-@click.option(
-    "--share",
-    multiple=True,
-    help="Variations with this name or beginning are the same in all periods; again for more. [default: mass_]",
-)
-@_json_option
-@_explained
-def merge(folders: tuple[Path, ...], out: Path, share: tuple[str, ...], as_json: bool) -> None:
-    """Merge exports of several periods into one folder.
-
-    Its muon_scale.json.gz has the input `period`. Variations that are not shared get the name of their period as a
-    suffix, so that an analysis takes them as independent. The folder is checked as by `musclecal validate`.
-    """
-    from musclecal.export.merge import merge_folders
-    from musclecal.export.validate import validate_folder
-
-    done = merge_folders(folders, out, share or None)
-    validate_folder(out)
-    for note in done.notes:
-        click.echo(f"musclecal: {note}", err=True)
-    files = [str(file) for file in done.files]
-    if as_json:
-        own = {period: list(names) for period, names in done.own.items()}
-        _echo_json({"files": files, "shared": list(done.shared), "own": own, "notes": list(done.notes)})
-    else:
-        click.echo(f"periods: {', '.join(done.periods)}")
-        click.echo(f"shared: {', '.join(done.shared) or 'no variation'}")
-        click.echo("\n".join(files))
 
 
 @main.command()
@@ -446,9 +236,9 @@ def merge(folders: tuple[Path, ...], out: Path, share: tuple[str, ...], as_json:
 )
 @_target_option
 @_campaign_option
-@_json_option
+@json_option
 @_force_option
-@_explained
+@explained
 def extract(engine: str | None, target: str | None, path: Path, as_json: bool, force: bool) -> None:
     """Extract A, e (GeV), M (1/GeV) per eta bin, all passes.
 
@@ -461,7 +251,7 @@ def extract(engine: str | None, target: str | None, path: Path, as_json: bool, f
     _run(progress, [campaign.extraction_task(engine)], force)
     calibration = campaign.calibration(engine)
     if as_json:
-        _echo_json(calibration_table(calibration))
+        echo_json(calibration_table(calibration))
     else:
         click.echo(calibration_text(calibration, campaign.truth()))
     campaign.check_gates((), calibration)
@@ -490,9 +280,9 @@ def extract(engine: str | None, target: str | None, path: Path, as_json: bool, f
 )
 @_campaign_option
 @_target_option
-@_json_option
+@json_option
 @_force_option
-@_explained
+@explained
 def closure(
     name: str | None,
     engine: str | None,
@@ -539,7 +329,7 @@ def closure(
         result = campaign.closure(n, applied=applied, engine=engine)
         parts = campaign.splits(n, applied=applied) if splits else None
         if as_json:
-            _echo_json(closure_table(result) | ({} if parts is None else {"splits": splits_table(parts)}))
+            echo_json(closure_table(result) | ({} if parts is None else {"splits": splits_table(parts)}))
         else:
             click.echo(closure_text(result))
             if parts is not None:
@@ -563,9 +353,9 @@ def closure(
     "--calibration", "given", type=click.Path(path_type=Path), help="On top of this correction instead."
 )
 @_campaign_option
-@_json_option
+@json_option
 @_force_option
-@_explained
+@explained
 def refine(
     name: str,
     where: str,
@@ -603,7 +393,7 @@ def refine(
     before, after = (campaign.splits(name, applied=muons) for muons in (applied, refined))
     files = [str(task.output.with_suffix(suffix)) for suffix in (".json", ".npz")]
     if as_json:
-        _echo_json(refinement_table(result, before, after, refining.fitted_tests) | {"files": files})
+        echo_json(refinement_table(result, before, after, refining.fitted_tests) | {"files": files})
     else:
         click.echo(refinement_text(result, before, after, refining.fitted_tests))
         click.echo("\n".join(files))
@@ -621,9 +411,9 @@ def _harmonics(text: str) -> tuple[int, ...]:
 @click.option(
     "--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it."
 )
-@_json_option
+@json_option
 @_force_option
-@_explained
+@explained
 def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> None:
     """Run all that is out of date, up to the exported correction.
 
@@ -641,7 +431,7 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
     _run(progress, [report_task(campaign)], force, everything=force)
     if as_json:
         closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
-        _echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
+        echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
     else:
         click.echo(report_task(campaign).output.read_text(encoding="utf-8").rstrip())
     campaign.check_gates(campaign.closures)
@@ -649,7 +439,7 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
 
 @main.command()
 @click.argument("path", default="campaign.toml", type=click.Path(path_type=Path))
-@_explained
+@explained
 def init(path: Path) -> None:
     """Write a commented campaign file to PATH, to be edited."""
     from musclecal.demo import write_template
@@ -675,7 +465,7 @@ def init(path: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("mass_fit.png"), show_default=True)
 @click.option("--list", "as_list", is_flag=True, help="List the fitted bins with their results instead.")
 @_campaign_option
-@_explained
+@explained
 def draw(
     name: str | None, number: int | None, passes: int, simulation: bool, out: Path, as_list: bool, path: Path
 ) -> None:
@@ -695,6 +485,9 @@ def draw(
     draw_mass_fit(campaign, name, passes, number, out, simulation=simulation)
     click.echo(str(out))
 
+
+for _command in TABLE_COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -194,10 +194,8 @@ class JointConfig(_Table):
 class ExportConfig(_Table):
     """[export]"""
 
-    formats: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "npz", "json", "correctionlib", "root", "header",
-    )  # fmt: skip
-    """npz, json, correctionlib, root, header; rochester (kappa and lambda, without the energy loss) if asked."""
+    formats: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Of `musclecal.export.folder.FORMATS`; without it all but rochester."""
     period: str = ""
     """Data-taking period that the tables are for."""
     pt_range: tuple[Positive, Positive] = (2.0, 200.0)
@@ -207,11 +205,14 @@ class ExportConfig(_Table):
     """Scale the statistical uncertainty by the s of the closures, where there are any."""
 
     @model_validator(mode="after")
-    def _known_formats(self) -> "ExportConfig":
-        known = ("npz", "json", "correctionlib", "root", "header", "rochester")
-        for name in self.formats:
-            if name not in known:
-                raise ValueError(f"formats: {name!r} is none of {', '.join(known)}")
+    def _formats_and_range(self) -> "ExportConfig":
+        if self.formats is not None:
+            from musclecal.export.folder import known_formats
+
+            try:
+                known_formats(self.formats)
+            except InputError as error:
+                raise ValueError(str(error)) from None
         if not self.pt_range[0] < self.pt_range[1]:
             raise ValueError("pt_range: must increase")
         return self

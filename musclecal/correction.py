@@ -20,15 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from musclecal.array_structure import flattened
 from musclecal.compiled import in_order, kernel
 from musclecal.errors import InputError
 from musclecal.records import CorrectionTables, Floats
 from musclecal.smear import smeared_factors
 
-__all__ = ["Correction", "Reason", "Validity"]
+__all__ = ["NO_SMEARING", "Correction", "Reason", "Validity"]
 
+NO_SMEARING = "smear: these tables hold no smearing: it needs widths of two resonances, and tables for data"
+"""Why there may be none."""
 _BLOCK = 1 << 17
 """Muons a thread takes at a time."""
+_REAL = ("real", "real", "real", "real")
 
 
 class Reason(IntEnum):
@@ -246,7 +250,7 @@ class Correction:
         """
         if not np.isfinite(nsigma):
             raise InputError(f"nsigma: must be finite, got {nsigma}")
-        flat, rebuild = _flat((pt, eta, charge, phi), _REAL)
+        flat, rebuild = flattened((pt, eta, charge, phi), _REAL)
         t, axis = self.tables, self._axis
         out = np.empty((len(flat[0]), t.n_variations))
         shifts = np.ascontiguousarray(nsigma * t.variations)
@@ -265,8 +269,8 @@ class Correction:
         self, pt: Any, eta: Any, phi: Any, charge: Any, pt_err: Any, syst: str = "nom"
     ) -> Any:  # fmt: skip
         """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
-        flat, rebuild = _flat((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
-        return rebuild(flat[4] * self._on_flat(_error_factors, flat, self._table(syst)))
+        flat, rebuild = flattened((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
+        return rebuild(flat[4] * self._onflattened(_error_factors, flat, self._table(syst)))
 
     def smear(
         self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,
@@ -275,7 +279,7 @@ class Correction:
         """The factor on pT that gives a simulated muon the resolution of the data: 1/(1 + sigma g).
 
         g is a unit Gaussian, a pure function of (run, lumi, event, phi, salt) (`musclecal.smear`). 1 outside the
-        ranges, and for a phi that is no angle. Scale first, then smear the scaled pT.
+        ranges, and for a phi that is no angle. Simulation is not scaled with tables that correct data.
 
         Raises
         ------
@@ -283,11 +287,9 @@ class Correction:
         """
         smearing = self.tables.smearing
         if smearing is None:
-            raise InputError(
-                "smear: these tables hold no smearing (simulation and data had no common resonance)"
-            )
+            raise InputError(NO_SMEARING)
         values = (pt, eta, charge, phi, run, lumi, event)
-        flat, rebuild = _flat(values, (*_REAL, "integer", "integer", "integer"))
+        flat, rebuild = flattened(values, (*_REAL, "integer", "integer", "integer"))
         out = np.empty(len(flat[0]))
 
         def block(first: int) -> None:
@@ -325,10 +327,10 @@ class Correction:
         table: Floats,
         dtype: type = np.float64,
     ) -> Any:
-        flat, rebuild = _flat(columns, _REAL)
-        return rebuild(self._on_flat(run, flat, table, dtype))
+        flat, rebuild = flattened(columns, _REAL)
+        return rebuild(self._onflattened(run, flat, table, dtype))
 
-    def _on_flat(
+    def _onflattened(
         self,
         run: Callable[..., None],
         flat: Sequence[NDArray[Any]],
@@ -353,65 +355,3 @@ def _in_blocks(block: Callable[[int], None], n: int) -> None:
     """Large arrays on all threads, small ones here."""
     for _ in in_order(block, range(0, n, _BLOCK), 1 if n <= _BLOCK else None):
         pass
-
-
-# Structures of arrays -----------------------------------------------------------------------------------------------
-
-_REAL = ("real", "real", "real", "real")
-_KEPT = {"real": ("f4", "f8", "i4"), "integer": ("i8", "u8")}
-"""Types that kernels take as they are; others are converted."""
-
-
-def _flat(columns: Sequence[Any], kinds: Sequence[str]) -> tuple[list[NDArray[Any]], Callable[[Any], Any]]:
-    """The columns broadcast and flattened to (n,), and what gives a result their structure."""
-    if any(type(column).__module__.partition(".")[0] == "awkward" for column in columns):
-        return _flat_awkward(columns, kinds)
-    try:
-        arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns))
-    except ValueError as error:
-        raise InputError(f"muons: columns that do not fit ({error})") from None
-    shape = arrays[0].shape
-    flat = [_typed(array.ravel(), kind) for array, kind in zip(arrays, kinds, strict=True)]
-
-    def rebuild(values: NDArray[Any]) -> Any:
-        return values.reshape((*shape, *values.shape[1:]))[()]
-
-    return flat, rebuild
-
-
-def _flat_awkward(
-    columns: Sequence[Any], kinds: Sequence[str]
-) -> tuple[list[NDArray[Any]], Callable[[Any], Any]]:
-    import awkward as ak
-
-    try:
-        arrays = ak.broadcast_arrays(*columns)
-        missing = any(ak.any(ak.is_none(x, axis=n), axis=None) for x in arrays for n in range(x.ndim))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"muons: columns of different structure ({error})".splitlines()[0]) from None
-    if missing:
-        raise InputError("muons: some values are missing (None): drop them first")
-    counts = []
-    for axis in range(arrays[0].ndim - 1, 0, -1):
-        counts.append(ak.flatten(ak.num(arrays[0], axis=axis), axis=None))
-    flat = [
-        _typed(ak.to_numpy(ak.flatten(array, axis=None)), kind)
-        for array, kind in zip(arrays, kinds, strict=True)
-    ]
-
-    def rebuild(values: NDArray[Any]) -> Any:
-        result = ak.Array(values) if values.ndim == 1 else ak.from_regular(values, axis=None)
-        for n in counts:
-            result = ak.unflatten(result, n)
-        return result
-
-    return flat, rebuild
-
-
-def _typed(column: NDArray[Any], kind: str) -> NDArray[Any]:
-    allowed = "iuf" if kind == "real" else "iu"
-    if column.dtype.kind not in allowed and column.size:
-        raise InputError(f"muons: {kind} numbers are needed, got {column.dtype}")
-    if column.dtype.isnative and column.dtype.str[1:] in _KEPT[kind]:
-        return np.ascontiguousarray(column)
-    return np.ascontiguousarray(column, dtype=np.float64 if kind == "real" else np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musclecal.columnar import Columns, ColumnType, Jagged, Table, is_remote, open_table, split_tree
-from musclecal.correction import Correction, Reason
+from musclecal.correction import NO_SMEARING, Correction, Reason
 from musclecal.errors import InputError
 from musclecal.events import UnitCheck, expand_paths
 from musclecal.nanoaod import CHARGE, EVENT_BRANCHES, MOMENTUM, PT_ERROR
@@ -85,7 +85,8 @@ def write_friends(
     Branches of each muon, pT in the precision (float32 or float64) of ``Muon_pt``, computed in float64:
     ``Muon_pt_corr``; ``Muon_ptErr_corr`` where there is a ``Muon_ptErr``, in its precision; ``Muon_scale_reason``
     (int8, `musclecal.correction.Reason`, 0: corrected); ``Muon_pt_corr_<name>_up`` and ``_down`` of each variation;
-    ``Muon_pt_smeared``, the scaled pT smeared. Muons out of range keep their pT. Beside them nMuon, and run,
+    ``Muon_pt_smeared``, the pT of the file smeared (scaled before
+    by tables that correct simulation). Muons out of range keep their pT. Beside them nMuon, and run,
     luminosityBlock, event where the file has them.
 
     Parameters
@@ -137,7 +138,7 @@ def _wanted(correction: Correction, variations: Sequence[str], smear: bool, salt
         if name not in known:
             raise InputError(f"variation {name!r}: there are {', '.join(known)}")
     if smear and correction.tables.smearing is None:
-        raise InputError("smear: these tables hold no smearing (simulation and data had no common resonance)")
+        raise InputError(NO_SMEARING)
     shifts = {
         f"pt_corr_{_identifier(name)}_{side}": f"{name}_{side}"
         for name in dict.fromkeys(variations)

@@ -146,19 +146,25 @@ def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLi
 
 
 @kernel
+def _lacking_variance(pt: float, coefficients: Floats, i: int) -> float:
+    """(sigma_k/k)^2 that muons of eta bin i lack, never negative; rows of ``coefficients``: a, b, c, d."""
+    a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]
+    square = pt * pt
+    return max(0.0, a + c * square + b * square / (square + d))
+
+
+@kernel
 def _smeared_factors(
     pt: Floats, eta: Floats, phi: Floats, run: Words, lumi: Words, event: Words, salt: Words, edges: Floats,
     coefficients: Floats, pt_low: float, pt_high: float, primes: Words, pcg: Words, out: Floats,
 ) -> None:  # fmt: skip
-    """phi : rounded, nan for a muon that has none. Rows of ``coefficients``: a, b, c, d."""
+    """phi : rounded, nan for a muon that has none."""
     words = phi.view(np.uint64)
     for n in range(out.size):
         p, i = np.float64(pt[n]), bin_of(edges, np.float64(eta[n]))
         out[n] = 1.0
         if i >= 0 and pt_low <= p < pt_high and math.isfinite(phi[n]):
-            a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]
-            square = p * p
-            variance = a + c * square + b * square / (square + d)
+            variance = _lacking_variance(p, coefficients, i)
             if variance > 0.0:
                 draw = _normal_of(_hash_of_five(run[n], lumi[n], event[n], words[n], salt[0], primes), pcg)
                 out[n] = 1.0 / (1.0 + math.sqrt(variance) * draw)
@@ -194,14 +200,11 @@ def smeared_factors(
 
 @kernel
 def _extra_sigma(pt: Floats, eta: Floats, edges: Floats, coefficients: Floats, out: Floats) -> None:
-    """Rows of ``coefficients``: a, b, c, d."""
     for n in range(out.size):
         i = bin_of(edges, eta[n])
         out[n] = 0.0
         if i >= 0:
-            a, b, c, d = coefficients[0, i], coefficients[1, i], coefficients[2, i], coefficients[3, i]
-            square = pt[n] * pt[n]
-            out[n] = math.sqrt(max(0.0, a + c * square + b * square / (square + d)))
+            out[n] = math.sqrt(_lacking_variance(pt[n], coefficients, i))
 
 
 def extra_sigma(muons: Muons, extra: Smearing) -> Floats:

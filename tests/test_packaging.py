@@ -21,7 +21,7 @@ PACKAGE = Path(musclecal.compiled.__file__).parent
 LINKED = ("geometry", "fits", "validation")
 
 ALLOWED_IN = {
-    "awkward": ("columnar", "correction", "event_writer", "events", "export/root", "friends"),
+    "awkward": ("array_structure", "columnar", "event_writer", "events", "export/root", "friends"),
     "iminuit": ("fits/reference",),
     "matplotlib": (
         "validation/plot_style",

@@ -23,8 +23,8 @@ _PENALTY = 100.0
 def width_classes(width: Floats, events: Floats, pt_pair: Ints, class_events: float) -> Ints:
     """(n_bin,) class number: bins of one pT pair in order of their width, about ``class_events`` in each class.
 
-    pT pairs are kept apart because the edges of a pT bin cut into the mass shape. A class is filled up before the
-    next is begun, and the last ones of a pT pair are not left nearly empty.
+    pT pairs are kept apart because the edges of a bin in plain pT cut into the mass shape. A class is filled up before
+    the next is begun, and the last ones of a pT pair are not left nearly empty.
     """
     classes = np.empty(len(width), dtype=np.int64)
     first = 0

@@ -1,6 +1,5 @@
 """Closures: what correction is left at a resonance, in which engine, after which correction, in which part of it."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,6 +15,7 @@ from musclecal.given_correction import read_correction
 from musclecal.records import (
     Closure,
     ClosureSplits,
+    CorrectionTables,
     DimuonEvents,
     ScaleWithCovariance,
     SplitTest,
@@ -144,10 +144,11 @@ class ClosureStages(JointStages):
 
     def _is_made_from(self, closure: Closure, scale: ScaleWithCovariance | None) -> bool:
         """Whether a correction is an export of this campaign that used events of the closure."""
-        provenance: Mapping[str, str] = getattr(scale, "provenance", {})
-        if provenance.get("campaign") != self.config.campaign.name:
+        if not isinstance(scale, CorrectionTables):
             return False
-        used = provenance.get("resonances", "").split(", ")
+        if scale.provenance.get("campaign") != self.config.campaign.name:
+            return False
+        used = scale.provenance.get("resonances", "").split(", ")
         return any(shares_events(name, closure.name) for name in used)
 
     def closure(

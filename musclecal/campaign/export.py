@@ -3,8 +3,7 @@
 from functools import partial
 
 from musclecal.campaign.uncertainty import UncertaintyStages
-from musclecal.errors import InputError
-from musclecal.export.folder import FORMATS, MANIFEST, export_folder
+from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, MANIFEST, export_folder, known_formats
 from musclecal.export.reference_vectors import REFERENCE_FILE
 from musclecal.export.tables import correction_tables
 from musclecal.export.validate import validate_folder
@@ -33,10 +32,7 @@ class ExportStages(UncertaintyStages):
 
     def export_task(self, formats: tuple[str, ...] = ()) -> Task:
         """The folder of tables; the manifest is what makes it complete."""
-        wanted = formats or self.config.export.formats
-        for name in wanted:
-            if name not in FORMATS:
-                raise InputError(f"format: {name!r} is none of {', '.join(FORMATS)}")
+        wanted = known_formats(formats or self.config.export.formats or DEFAULT_FORMATS)
         after = (
             self.calibration_task,
             *((self.systematics_task(),) if self._is_scaled else ()),

@@ -20,8 +20,8 @@ from musclecal.store import written_atomically
 from musclecal.tasks import fingerprint
 
 __all__ = [
-    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "listed_files",
-    "read_tables", "remove_stale", "table_file",
+    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "known_formats",
+    "listed_files", "read_tables", "remove_stale", "table_file",
 ]  # fmt: skip
 
 FORMATS: dict[str, tuple[str, Callable[[CorrectionTables, Path], None]]] = {
@@ -64,9 +64,7 @@ def export_folder(
     ------
     InputError : an unknown format.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise InputError(f"format: {name!r} is none of {', '.join(FORMATS)}")
+    known_formats(formats)
     folder.mkdir(parents=True, exist_ok=True)
     before = listed_files(folder)
     written = []
@@ -89,6 +87,15 @@ def export_folder(
     known = {file for file, _ in FORMATS.values()}
     remove_stale(folder, before | known, written)
     return (*written, folder / MANIFEST)
+
+
+def known_formats(names: Iterable[str]) -> tuple[str, ...]:
+    """The names themselves. Raises `InputError` for one that is no format."""
+    wanted = tuple(names)
+    for name in wanted:
+        if name not in FORMATS:
+            raise InputError(f"formats: {name!r} is none of {', '.join(FORMATS)}")
+    return wanted
 
 
 def listed_files(folder: Path) -> set[str]:

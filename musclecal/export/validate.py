@@ -41,7 +41,7 @@ def validate_folder(folder: Path) -> tuple[str, ...]:
 
 def _checks(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
     yield _check_manifest(folder)
     periods = merged_periods(folder)
     if periods:

@@ -116,7 +116,7 @@ def test_the_same_tables_are_the_same_folder(folder: Path, full_tables: Make, tm
 
 
 def test_an_unknown_format_writes_nothing(full_tables: Make, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="format: 'csv' is none of npz"):
+    with pytest.raises(InputError, match="formats: 'csv' is none of npz"):
         export_folder(full_tables(2), tmp_path / "export", ("npz", "csv"))
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,76 @@
+"""What all commands share: one line for a "no", progress on stderr, JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from musclecal.errors import InputError, QualityGateError
+
+if TYPE_CHECKING:
+    from musclecal.tasks import Task
+
+__all__ = ["Progress", "echo_json", "explained", "json_option"]
+
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the two kinds of "no" into one line on stderr and their exit code."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (InputError, QualityGateError) as error:
+            click.echo(f"musclecal: {error}", err=True)
+            sys.exit(error.exit_code)
+        except _WRONG_PATH as no:
+            click.echo(f"musclecal: {no.filename}: {no.strerror}", err=True)
+            sys.exit(InputError.exit_code)
+
+    return run
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
+)
+
+
+class Progress:
+    """Says on stderr what is under way; a bar on a terminal, a line per task elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._name = ""
+
+    def announce(self, task: "Task", done_already: bool) -> None:
+        """A task begins, or is up to date."""
+        self.begin(task.name, "up to date" if done_already else "...")
+
+    def begin(self, name: str, state: str = "...") -> None:
+        """Something that has a name begins."""
+        self._clear()
+        self._name = name
+        click.echo(f"  {name:<28} {state}", err=True)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        """So many rows of a task are done."""
+        if self._terminal:
+            share = f"{100.0 * done / total:3.0f} % of {total:,}" if total else f"{done:,}"
+            click.echo(f"\r  {self._name:<28} {share} events", err=True, nl=False)
+
+    def end(self) -> None:
+        """All is done: the bar goes."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._terminal:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+
+def echo_json(table: dict[str, object]) -> None:
+    click.echo(json.dumps(table, allow_nan=False))
