@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musclecal.array_structure import flattened
-from musclecal.compiled import in_order, kernel
+from musclecal.compiled import in_order
+from musclecal.correction_kernels import (
+    EtaAxis,
+    EtaGrid,
+    all_variations,
+    error_factors,
+    factors,
+    factors_on_grid,
+    reasons,
+)
 from musclecal.errors import InputError
 from musclecal.records import CorrectionTables, Floats
 from musclecal.smear import smeared_factors
@@ -55,139 +64,6 @@ class Validity(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _EtaAxis:
-    """How the bin of an eta is found: ``cells`` equal cells a unit of eta, each with at most one edge in it.
-
-    ``start`` (n_cell,) is the bin at the lower end of each cell.
-    """
-
-    edges: Floats
-    start: NDArray[np.int32]
-    cells: float
-
-    @classmethod
-    def of(cls, edges: Floats) -> "_EtaAxis":
-        edges = np.ascontiguousarray(edges, dtype=np.float64)
-        span = edges[-1] - edges[0]
-        n = 2 * int(np.ceil(span / np.diff(edges).min()))
-        if n > 100_000:
-            raise InputError(
-                f"eta_edges: bins from {np.diff(edges).min():g} to {span:g} wide are not one axis"
-            )
-        lowest = edges[0] + (np.arange(n + 1) - 1e-6) * span / n
-        start = np.clip(np.searchsorted(edges, lowest, side="right") - 1, 0, len(edges) - 2)
-        return cls(edges, start.astype(np.int32), n / span)
-
-
-@kernel
-def _bin(eta: float, edges: Floats, start: NDArray[np.int32], cells: float) -> int:
-    """Of an eta inside the axis."""
-    i = start[int((eta - edges[0]) * cells)]
-    return i + int(eta >= edges[i + 1])
-
-
-@kernel
-def _corrected(pt: float, charge: float, table: Floats, i: int) -> float:
-    """pT squared over the corrected pT; rows of ``table`` are 1 + A, e, M."""
-    return (table[i, 0] + charge * table[i, 2] * pt) * pt - table[i, 1]
-
-
-@kernel
-def _factors(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
-    pt_low: float, pt_high: float, out: Floats,
-) -> None:  # fmt: skip
-    """In three passes over a piece that stays in the cache: the first and the last, with the division, are vectorised.
-
-    Unsigned indices, as numba looks at the sign of others. ``float`` would leave a float32 as it is.
-    """
-    piece = 512
-    cell, corrected = np.empty(piece, np.int32), np.empty(piece)
-    low, high, last = edges[0], edges[-1], float(start.size - 1)
-    for first in range(0, out.size, piece):
-        n = min(piece, out.size - first)
-        p, h, q, f = (
-            pt[first : first + n], eta[first : first + n], charge[first : first + n], out[first : first + n]
-        )  # fmt: skip
-        for j in range(n):
-            x = (np.float64(h[j]) - low) * cells
-            x = x if x > 0.0 else 0.0
-            cell[j] = np.int32(x if x < last else last)
-        for j in range(n):
-            i = np.uint64(start[np.uint64(cell[j])])
-            i = min(i + np.uint64(np.float64(h[j]) >= edges[i + np.uint64(1)]), np.uint64(table.shape[0] - 1))
-            corrected[j] = _corrected(np.float64(p[j]), np.float64(q[j]), table, i)  # type: ignore[arg-type]
-        for j in range(n):
-            x, y, z, c = np.float64(p[j]), np.float64(h[j]), np.float64(q[j]), corrected[j]
-            valid = (x >= pt_low) & (x < pt_high) & (y >= low) & (y < high) & (z * z == 1.0) & (c > 0.0)
-            f[j] = x / c if valid else 1.0
-
-
-@kernel
-def _error_factors(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
-    pt_low: float, pt_high: float, out: Floats,
-) -> None:  # fmt: skip
-    """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
-    low, high = edges[0], edges[-1]
-    for n in range(out.size):
-        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
-        slope = 1.0
-        if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
-            i = _bin(h, edges, start, cells)
-            corrected = _corrected(p, q, table, i)
-            if corrected > 0.0:
-                factor = p / corrected
-                slope = (table[i, 0] - 2.0 * table[i, 1] / p) * factor * factor
-        out[n] = slope
-
-
-@kernel
-def _all_variations(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
-    shifts: Floats, pt_low: float, pt_high: float, out: Floats,
-) -> None:  # fmt: skip
-    """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
-    low, high = edges[0], edges[-1]
-    for n in range(out.shape[0]):
-        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
-        out[n, :] = 1.0
-        if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
-            i = _bin(h, edges, start, cells)
-            corrected = _corrected(p, q, table, i)
-            if corrected > 0.0:
-                square = q * p * p
-                a, e, m = shifts[i, 0], shifts[i, 1], shifts[i, 2]
-                row = out[n]
-                for v in range(row.size):
-                    row[v] = p / (corrected + (a[v] * p - e[v] + square * m[v]))
-
-
-@kernel
-def _reasons(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
-    pt_low: float, pt_high: float, out: NDArray[np.int8],
-) -> None:  # fmt: skip
-    """Numbers of `Reason`, asked in their order."""
-    for n in range(out.size):
-        p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
-        reason = 0
-        if not (np.isfinite(p) and np.isfinite(h) and np.isfinite(q)):
-            reason = 1
-        elif p < pt_low:
-            reason = 2
-        elif p >= pt_high:
-            reason = 3
-        elif not edges[0] <= h < edges[-1]:
-            reason = 4
-        elif q != 1.0 and q != -1.0:
-            reason = 5
-        elif not _corrected(p, q, table, _bin(h, edges, start, cells)) > 0.0:
-            reason = 6
-        out[n] = reason
-
-
-@dataclass(frozen=True)
 class Correction:
     """The tables of an export, ready to be applied; made by `musclecal.load`.
 
@@ -198,8 +74,12 @@ class Correction:
     tables: CorrectionTables
 
     @cached_property
-    def _axis(self) -> _EtaAxis:
-        return _EtaAxis.of(self.tables.eta_edges)
+    def _axis(self) -> EtaAxis:
+        return EtaAxis.of(self.tables.eta_edges)
+
+    @cached_property
+    def _grid(self) -> EtaGrid | None:
+        return EtaGrid.of(self.tables.eta_edges)
 
     @cached_property
     def _nominal(self) -> Floats:
@@ -234,8 +114,21 @@ class Correction:
         ------
         InputError : another ``syst``; arrays that do not fit, or are no numbers.
         """
-        table = self._table(syst)
-        return self._apply(_factors, (pt, eta, charge, phi), table)
+        flat, rebuild = flattened((pt, eta, charge, phi), _REAL)
+        table, grid = self._table(syst), self._grid
+        if grid is None:
+            return rebuild(self._onflattened(factors, flat, table))
+        out, of_cells, edges = np.empty(len(flat[0])), grid.table(table), self.tables.eta_edges
+
+        def block(first: int) -> None:
+            part = slice(first, first + _BLOCK)
+            factors_on_grid(
+                flat[0][part], flat[1][part], flat[2][part], grid.cells, grid.first, edges[0], edges[-1], of_cells,
+                *self.tables.pt_range, out[part],
+            )  # fmt: skip
+
+        _in_blocks(block, len(out))
+        return rebuild(out)
 
     def variations(
         self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0
@@ -257,7 +150,7 @@ class Correction:
 
         def block(first: int) -> None:
             part = slice(first, first + _BLOCK)
-            _all_variations(
+            all_variations(
                 flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, self._nominal,
                 shifts, *t.pt_range, out[part],
             )  # fmt: skip
@@ -270,7 +163,7 @@ class Correction:
     ) -> Any:  # fmt: skip
         """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
         flat, rebuild = flattened((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
-        return rebuild(flat[4] * self._onflattened(_error_factors, flat, self._table(syst)))
+        return rebuild(flat[4] * self._onflattened(error_factors, flat, self._table(syst)))
 
     def smear(
         self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,
@@ -302,7 +195,7 @@ class Correction:
 
     def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
-        reason = self._apply(_reasons, (pt, eta, charge, phi), self._nominal, np.int8)
+        reason = self._apply(reasons, (pt, eta, charge, phi), self._nominal, np.int8)
         return Validity(reason == 0, reason)
 
     # How it is done
