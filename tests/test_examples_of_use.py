@@ -121,6 +121,48 @@ def test_dask(tables: CorrectionTables, folder: Path) -> None:
     assert "mean pT, corrected" in run("dask/scale_muons.py", folder)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Missing cross-reference:RuntimeWarning"
+)  # of jets, which these files lack
+def test_coffea(tables: CorrectionTables, folder: Path, tmp_path: Path) -> None:
+    """The histogram of a processor, over two files in several chunks, is that of the formula."""
+    pytest.importorskip("coffea")
+    ak, uproot = pytest.importorskip("awkward"), pytest.importorskip("uproot")
+    from musclecal.kinematics import pair_masses
+
+    rng = np.random.default_rng(5)
+    n, files, masses = 3000, [], []
+    shifts: dict[str, Floats | float] = {
+        "nom": 0.0,
+        "stat0_up": tables.variations[:, :, 0],
+        "stat3_down": -tables.variations[:, :, 3],
+    }
+    outside = 0
+    for number in range(2):
+        pt, eta = rng.uniform(20.0, 60.0, (n, 2)), rng.uniform(-2.7, 2.7, (n, 2))
+        phi, charge = rng.uniform(-3.1, 3.1, (n, 2)), rng.choice([-1, 1], (n, 2))
+        columns = {"pt": pt, "eta": eta, "phi": phi, "mass": np.full((n, 2), 0.1056583755), "charge": charge}
+        types = {"charge": np.int32}
+        muons = ak.zip({k: ak.from_regular(v.astype(types.get(k, np.float64))) for k, v in columns.items()})
+        files.append(str(tmp_path / f"nano{number}.root"))
+        with uproot.recreate(files[-1]) as file:
+            identifiers = {name: np.arange(n) for name in ("run", "luminosityBlock", "event")}
+            file.mktree("Events", {"Muon": muons} | identifiers)
+        inside = (eta >= -2.4) & (eta < 2.4)
+        outside += int(np.sum(~inside))
+        for syst, shift in shifts.items():
+            corrected = pt.copy()
+            corrected[inside] *= factors(tables, pt[inside], eta[inside], charge[inside], shift)
+            mass = pair_masses(*(column[:, i] for i in (0, 1) for column in (corrected, eta, phi)))
+            masses.append((syst, mass[charge[:, 0] != charge[:, 1]]))
+    result = example("coffea/z_mass.py")["run"](str(folder), files, ("stat0_up", "stat3_down"))
+    assert result["uncorrected muons"] == outside
+    for syst in shifts:
+        expected = np.concatenate([mass for name, mass in masses if name == syst])
+        counts, _ = np.histogram(expected, 60, (60.0, 120.0))
+        np.testing.assert_array_equal(result["mass"][syst, :].values(), counts)
+
+
 COLUMNS = """
 #define MUON_SCALE muon_scale_2016H
 #include "muon_scale.h"
