@@ -33,6 +33,7 @@ def validate(folder: Path, as_json: bool) -> None:
     required=True,
     help="Export folder, or a file in it.",
 )
+@click.option("--period", help="Which one of a folder of several periods.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -59,6 +60,7 @@ def validate(folder: Path, as_json: bool) -> None:
 def apply(
     files: tuple[str, ...],
     tables: Path,
+    period: str | None,
     out: Path,
     variations: tuple[str, ...],
     all_variations: bool,
@@ -77,7 +79,7 @@ def apply(
     from musclecal.friends import friends_table, friends_text, write_friends
 
     progress = Progress()
-    correction = musclecal.load(tables)
+    correction = musclecal.load(tables, period)
     friends = write_friends(
         files, correction, out, variations=correction.variation_names if all_variations else variations,
         smear=smear, salt=salt, chunk_events=chunk_events, progress=progress, announce=progress.begin,
