@@ -189,9 +189,9 @@ def test_commands_refuse_what_load_refuses(
     ):
         (line,) = command(*arguments, code=2).stderr.splitlines()
         assert f"{edited}: does not match manifest.json" in line
-    for arguments in (
+    for periods in (
         ("diff", merged, fine),
         ("apply", "none.root", "--correction", merged, "--out", "f.root"),
     ):
-        (line,) = command(*arguments, code=2).stderr.splitlines()
+        (line,) = command(*periods, code=2).stderr.splitlines()
         assert "several periods (2016H, 2017)" in line
