@@ -132,11 +132,12 @@ def test_a_flat_friend_holds_what_the_correction_gives(
         np.testing.assert_array_equal(found[key], content[key])
     both = muons(content, ends)
     expected: dict[str, list[np.ndarray]] = {what: [] for what in whats}
-    for end, muon in zip(ends, both, strict=True):
-        pt = muon[0]
+    for end, (pt, eta, phi, charge) in zip(ends, both, strict=True):
+        muon = (pt, eta, phi, charge)
         for what, syst in zip(whats, ("nom", "stat1_up", "stat1_down"), strict=False):
-            expected[what].append(pt * correction.scale(*muon, syst))
-        draw = correction.smear(*muon, *(content[key] for key in NUMBERS), salt=2)
+            expected[what].append(pt * correction.scale(*muon, syst=syst))
+        run, lumi, event = (content[key] for key in NUMBERS)
+        draw = correction.smear(*muon, run=run, lumi=lumi, event=event, salt=2)
         expected["smeared"].append(pt * draw)
         for what in whats:
             assert found[f"pt{end}_{what}"].dtype == kind
