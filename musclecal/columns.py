@@ -181,7 +181,8 @@ class FlatColumns:
         except InputError as error:
             raise InputError(
                 f"{table.path}: neither NanoAOD (no 'Muon_pt') nor named as musclecal names columns: "
-                f"say with `columns` which is which ({_spoken(error, ends)}); the file has {', '.join(table.names)}"
+                f"say which is which with `columns` (apply: --column) ({_spoken(error, ends)}); "
+                f"the file has {', '.join(table.names)}"
             ) from error
 
 
