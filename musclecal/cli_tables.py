@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from musclecal.command_line import Progress, echo_json, explained, json_option
+from musclecal.errors import InputError
 
 __all__ = ["TABLE_COMMANDS"]
 
@@ -33,11 +34,12 @@ def validate(folder: Path, as_json: bool) -> None:
     required=True,
     help="Export folder, or a file in it.",
 )
+@click.option("--period", help="Which one of a folder of several periods.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="NAME.root: one friend of all files in a chain; a folder: one friend a file, of the same name.",
+    help="NAME.root or .parquet: one friend of all files in a chain; a folder: one friend a file, of the same name.",
 )
 @click.option(
     "--variation", "variations", multiple=True, help="Also pT with this one up and down; again for more."
@@ -46,6 +48,13 @@ def validate(folder: Path, as_json: bool) -> None:
 @click.option("--smear", is_flag=True, help="For simulation: also the smeared pT.")
 @click.option(
     "--salt", type=int, default=0, show_default=True, help="Another salt, independent draws of --smear."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="KEY=NAME",
+    help="For flat files with other names, as pt1=mu_pt; again for all. Keys as in a campaign file.",
 )
 @click.option(
     "--chunk-events",
@@ -59,27 +68,33 @@ def validate(folder: Path, as_json: bool) -> None:
 def apply(
     files: tuple[str, ...],
     tables: Path,
+    period: str | None,
     out: Path,
     variations: tuple[str, ...],
     all_variations: bool,
     smear: bool,
     salt: int,
+    columns: tuple[str, ...],
     chunk_events: int,
     as_json: bool,
 ) -> None:
-    """Write friend trees with corrected muons of NanoAOD-like FILES.
+    """Write friends with corrected muons: of NanoAOD-like FILES, or of flat ones with a pair a row.
 
     Muon_pt_corr (GeV), Muon_ptErr_corr, Muon_scale_reason (0: corrected), by option Muon_pt_corr_NAME_up, _down and
     Muon_pt_smeared, with nMuon, run, luminosityBlock, event, for every event in the same order. Computed in float64,
     stored as float32 where Muon_pt is float32, as float64 where it is that.
+
+    Flat files (ROOT, Parquet, CSV): pt1_corr, pt2_corr, ... or pt_plus_corr, pt_minus_corr, ..., as the file calls
+    them, and mass_corr (GeV). Friends of Parquet and CSV are Parquet.
     """
     import musclecal
     from musclecal.friends import friends_table, friends_text, write_friends
 
     progress = Progress()
-    correction = musclecal.load(tables)
+    correction = musclecal.load(tables, period)
     friends = write_friends(
-        files, correction, out, variations=correction.variation_names if all_variations else variations,
+        files, correction, out, columns=_column_map(columns),
+        variations=correction.variation_names if all_variations else variations,
         smear=smear, salt=salt, chunk_events=chunk_events, progress=progress, announce=progress.begin,
     )  # fmt: skip
     progress.end()
@@ -87,6 +102,14 @@ def apply(
         echo_json(friends_table(friends))
     else:
         click.echo(friends_text(friends))
+
+
+def _column_map(columns: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = [column.partition("=") for column in columns]
+    for key, mark, _ in pairs:
+        if not mark:
+            raise InputError(f"--column {key}: KEY=NAME wanted, as pt1=mu_pt")
+    return {key: name for key, _, name in pairs} or None
 
 
 @click.command()

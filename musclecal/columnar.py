@@ -18,8 +18,8 @@ from musclecal.errors import InputError
 
 __all__ = ["Column", "ColumnType", "Columns", "Jagged", "Table", "is_remote", "open_table", "split_tree"]
 
-ColumnType = Literal["real", "integer", "any"]
-"""float64, int64, or as the file has it."""
+ColumnType = Literal["real", "integer", "whole", "any"]
+"""float64, int64, integers as the file has them (int64 where it has reals), or anything as the file has it."""
 
 TREE_CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 CSV_BYTES_A_ROW = 200
@@ -124,7 +124,7 @@ def _typed(column: Column, kind: ColumnType, where: str) -> Column:
 
 
 def _typed_values(values: NDArray[np.generic], kind: ColumnType, where: str) -> NDArray[np.generic]:
-    if kind == "any":
+    if kind == "any" or (kind == "whole" and values.dtype.kind in "iu"):
         return values
     if values.dtype.kind not in "biuf":
         raise InputError(f"{where} does not hold numbers, but {values.dtype}")
@@ -222,7 +222,11 @@ class _CsvTable:
         """Fixed types, since those guessed from the first block may not hold for the next one."""
         import pyarrow
 
-        fixed: dict[str, Any] = {"real": pyarrow.float64(), "integer": pyarrow.int64()}
+        fixed: dict[str, Any] = {
+            "real": pyarrow.float64(),
+            "integer": pyarrow.int64(),
+            "whole": pyarrow.int64(),
+        }
         if "any" not in types.values():
             return {name: fixed[kind] for name, kind in types.items()}
         with self._reader(dict.fromkeys(types), rows) as reader:

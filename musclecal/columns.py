@@ -3,6 +3,7 @@
 Not for: jagged NanoAOD branches (`musclecal.nanoaod`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,18 @@ from musclecal.kinematics import from_cartesian
 from musclecal.pairs import CandidatePairs
 from musclecal.records import Floats, Muons
 
-__all__ = ["COLUMN_KEYS", "EVENT_KEYS", "FlatColumns", "FlatLayout", "Layout", "MuonColumns", "charge_stem"]
+__all__ = [
+    "BY_CHARGE",
+    "BY_NUMBER",
+    "COLUMN_KEYS",
+    "EVENT_KEYS",
+    "SIGNS",
+    "FlatColumns",
+    "FlatLayout",
+    "Layout",
+    "MuonColumns",
+    "charge_stem",
+]
 
 EVENT_KEYS = ("run", "lumi", "event")
 POLAR = ("pt", "eta", "phi")
@@ -26,6 +38,10 @@ COLUMN_KEYS = EVENT_KEYS + tuple(
     f"{key}{muon}" for muon in (1, 2) for key in (*POLAR, *CARTESIAN, "charge", "pt_err", *GENERATOR)
 )
 """The keys of a column map."""
+BY_NUMBER, BY_CHARGE = ("1", "2"), ("_plus", "_minus")
+"""How a file may tell its two muons apart, at the end of each column's name."""
+SIGNS = (1.0, -1.0)
+"""Of the muons of a file that names them by charge."""
 
 Rows = Mapping[str, NDArray[np.generic]]
 
@@ -49,28 +65,32 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class MuonColumns:
-    """The file's columns of one muon: ``momentum`` is (px, py, pz) if ``cartesian``, else (pt, eta, phi)."""
+    """The file's columns of one muon: ``momentum`` is (px, py, pz) if ``cartesian``, else (pt, eta, phi).
+
+    ``charge`` is a column, or the charge itself where names alone say it.
+    """
 
     momentum: tuple[str, str, str]
     cartesian: bool
-    charge: str
+    charge: str | float
     pt_err: str | None
     generator: tuple[str, str, str] | None
 
     @classmethod
-    def from_map(cls, columns: Mapping[str, str], muon: int) -> "MuonColumns":
-        """The columns of muon 1 or 2. Cartesian momenta win (physics.md 6.9)."""
+    def from_map(cls, columns: Mapping[str, str], muon: int, sign: float | None = None) -> "MuonColumns":
+        """The columns of muon 1 or 2, and its charge if it has no column. Cartesian momenta win (physics.md 6.9)."""
         cartesian, polar = _triple(columns, CARTESIAN, muon), _triple(columns, POLAR, muon)
         momentum = cartesian or polar
         if momentum is None:
             keys = " or ".join(", ".join(f"{key}{muon}" for key in keys) for keys in (POLAR, CARTESIAN))
             raise InputError(f"columns: muon {muon} has no momentum: {keys} are needed")
-        if f"charge{muon}" not in columns:
+        charge = columns.get(f"charge{muon}", sign)
+        if charge is None:
             raise InputError(f"columns: 'charge{muon}' is missing")
         return cls(
             momentum,
             cartesian is not None,
-            columns[f"charge{muon}"],
+            charge,
             columns.get(f"pt_err{muon}"),
             _triple(columns, GENERATOR, muon),
         )
@@ -81,6 +101,17 @@ class MuonColumns:
         error = None if self.pt_err is None else _real(rows, self.pt_err)
         pt, eta, phi = from_cartesian(first, second, third) if self.cartesian else (first, second, third)
         return Muons(pt, eta, phi, error)
+
+    def charges(self, rows: Rows) -> Floats:
+        """Of the muons of a chunk, whatever the file says."""
+        if isinstance(self.charge, str):
+            return _real(rows, self.charge)
+        return np.full(len(rows[self.momentum[0]]), self.charge)
+
+    @property
+    def measured_columns(self) -> tuple[str, ...]:
+        """All but the error of pT and the generator's."""
+        return (*self.momentum, *([self.charge] if isinstance(self.charge, str) else []))
 
     def generated(self, rows: Rows) -> Muons | None:
         """The generator-level muons of a chunk, if the file has them."""
@@ -100,15 +131,19 @@ def _triple(columns: Mapping[str, str], keys: tuple[str, ...], muon: int) -> tup
 
 @dataclass(frozen=True)
 class FlatColumns:
-    """A checked column map: columns of muon ``one`` and ``two`` (any order of charge) and of the event."""
+    """A checked column map: columns of muon ``one`` and ``two`` (any order of charge) and of the event.
+
+    ``ends`` are `BY_CHARGE` for a file that names its muons so, else `BY_NUMBER`.
+    """
 
     one: MuonColumns
     two: MuonColumns
     identifiers: Mapping[str, str]
+    ends: tuple[str, str] = BY_NUMBER
 
     @classmethod
-    def from_map(cls, columns: Mapping[str, str]) -> "FlatColumns":
-        """Check a column map: key (`COLUMN_KEYS`) -> the file's column.
+    def from_map(cls, columns: Mapping[str, str], ends: tuple[str, str] = BY_NUMBER) -> "FlatColumns":
+        """Check a column map: key (`COLUMN_KEYS`) -> the file's column. Charges need none with ``ends`` `BY_CHARGE`.
 
         Raises
         ------
@@ -119,7 +154,10 @@ class FlatColumns:
                 raise InputError(f"columns: unknown key {key!r}: known are {', '.join(COLUMN_KEYS)}")
             if not isinstance(name, str) or not name:
                 raise InputError(f"columns: {key!r} must be the name of a column, got {name!r}")
-        one, two = MuonColumns.from_map(columns, 1), MuonColumns.from_map(columns, 2)
+        signs = SIGNS if ends == BY_CHARGE else (None, None)
+        one, two = (
+            MuonColumns.from_map(columns, muon, sign) for muon, sign in zip((1, 2), signs, strict=True)
+        )
         for key, first, second in (
             ("pt_err", one.pt_err, two.pt_err),
             ("gen_pt", one.generator, two.generator),
@@ -127,22 +165,24 @@ class FlatColumns:
             if (first is None) != (second is None):
                 missing = f"{key}1" if first is None else f"{key}2"
                 raise InputError(f"columns: {missing!r} is missing: both muons or none must have it")
-        return cls(one, two, {key: columns[key] for key in EVENT_KEYS if key in columns})
+        return cls(one, two, {key: columns[key] for key in EVENT_KEYS if key in columns}, ends)
 
     @classmethod
     def from_names(cls, table: Table) -> "FlatColumns":
-        """The columns of a file that calls them as the keys are called, as `write_dimuons` does."""
-        found = {key: key for key in COLUMN_KEYS if key in table.names}
+        """The columns of a file that calls them as `write_dimuons` does, pt1, pt2, ..., or pt_plus, pt_minus, ..."""
+        ends = _ends(table.names)
+        found = {key: name for key in COLUMN_KEYS if (name := _named(key, ends)) in table.names}
         for muon in (1, 2):
             cartesian = [f"{key}{muon}" for key in CARTESIAN]
             if not all(key in found for key in cartesian):
                 found = {key: name for key, name in found.items() if key not in cartesian}
         try:
-            return cls.from_map(found)
+            return cls.from_map(found, ends)
         except InputError as error:
             raise InputError(
                 f"{table.path}: neither NanoAOD (no 'Muon_pt') nor named as musclecal names columns: "
-                f"say with `columns` which is which ({error}); the file has {', '.join(table.names)}"
+                f"say which is which with `columns` (apply: --column) ({_spoken(error, ends)}); "
+                f"the file has {', '.join(table.names)}"
             ) from error
 
 
@@ -168,7 +208,7 @@ class FlatLayout:
             types |= {f"{stem}1": "any", f"{stem}2": "any"}
         types |= dict.fromkeys(self.columns.identifiers.values(), "integer")
         for muon in (self.columns.one, self.columns.two):
-            types |= dict.fromkeys((*muon.momentum, muon.charge), "real")
+            types |= dict.fromkeys(muon.measured_columns, "real")
             types |= {muon.pt_err: "real"} if muon.pt_err else {}
             types |= dict.fromkeys(muon.generator, "real") if muon.generator and self.generator else {}
         return types
@@ -180,8 +220,8 @@ class FlatLayout:
         return CandidatePairs(
             one.measured(rows),
             two.measured(rows),
-            _real(rows, one.charge),
-            _real(rows, two.charge),
+            one.charges(rows),
+            two.charges(rows),
             one.generated(rows) if self.generator else None,
             two.generated(rows) if self.generator else None,
             **{key: np.asarray(rows[name], dtype=np.int64) for key, name in self.columns.identifiers.items()},
@@ -193,6 +233,24 @@ class FlatLayout:
         if isinstance(column, Jagged):
             raise InputError(f"{self._path}: column {name!r} holds a list a row: flat files need one value")
         return column
+
+
+def _ends(names: Sequence[str]) -> tuple[str, str]:
+    """Numbers win: pt_plus is a column of the pair where there is a pt1."""
+    by_number, by_charge = (
+        any(f"{key}{end}" in names for key in ("pt", "px") for end in ends) for ends in (BY_NUMBER, BY_CHARGE)
+    )
+    return BY_CHARGE if by_charge and not by_number else BY_NUMBER
+
+
+def _named(key: str, ends: tuple[str, str]) -> str:
+    """pt1 with the end of its muon."""
+    return key if key in EVENT_KEYS else key[:-1] + ends[int(key[-1]) - 1]
+
+
+def _spoken(error: InputError, ends: tuple[str, str]) -> str:
+    """The words of a column map with the names of the file."""
+    return re.sub(r"\b[a-z_]+[12]\b", lambda key: _named(key[0], ends), str(error))
 
 
 def charge_stem(name: str) -> str | None:

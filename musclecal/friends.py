@@ -1,13 +1,13 @@
-"""Friend trees: the corrected muons of NanoAOD-like files, in files of their own, the same events in the same order.
+"""Friend trees: the corrected muons of files, in files of their own, the same rows in the same order.
 
-A friend holds what the correction gives; nMuon, run, luminosityBlock and event in it show that it belongs to its file.
-Files are read and written in chunks of events; what is written depends neither on them nor on threads.
+Files are NanoAOD-like, or flat with one pair a row. A friend holds what the correction gives; event numbers in it show
+that it belongs to its file. Files are read and written in chunks; neither they nor threads change what is written.
 
-Not for: the correction itself (`musclecal.correction`), pairs of muons (`musclecal.events`).
+Not for: the correction itself (`musclecal.correction`), which columns there are (`musclecal.friend_columns`), formats
+(`musclecal.friend_files`).
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from musclecal.columnar import Columns, ColumnType, Jagged, Table, is_remote, open_table, split_tree
+from musclecal.columnar import open_table, split_tree
+from musclecal.columns import FlatColumns
 from musclecal.correction import NO_SMEARING, Correction, Reason
 from musclecal.errors import InputError
 from musclecal.events import UnitCheck, expand_paths
-from musclecal.nanoaod import CHARGE, EVENT_BRANCHES, MOMENTUM, PT_ERROR
-from musclecal.records import Floats, Ints
-from musclecal.store import written_atomically
+from musclecal.friend_columns import FriendRows, Wanted, friend_layout
+from musclecal.friend_files import friend_paths, writing_friend
 
 __all__ = ["Friend", "friends_table", "friends_text", "write_friends"]
-
-PT = MOMENTUM[0]
-MUON_BRANCHES = (*MOMENTUM, CHARGE)
-OTHER_FORMATS = (".parquet", ".pq", ".csv", ".gz", ".h5", ".json")
-"""Names that are meant as files, not as folders."""
-
-Values = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,8 @@ class Friend:
     Attributes
     ----------
     path : the file. sources : the files that it belongs to, in their order.
-    branches : names beside nMuon, run, luminosityBlock, event.
-    n_events : entries. reasons : (7,) muons by `Reason`: the first is how many were corrected.
+    branches : names beside nMuon and the numbers of run, lumi and event.
+    n_events : entries, in flat files pairs. reasons : (7,) muons by `Reason`: the first is how many were corrected.
     """
 
     path: str
@@ -58,21 +50,12 @@ class Friend:
         return sum(self.reasons)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """Which columns: ``shifts`` is syst of `Correction.scale` by column."""
-
-    correction: Correction
-    shifts: Mapping[str, str]
-    smear: bool
-    salt: int
-
-
 def write_friends(
     files: str | Path | Iterable[str | Path],
     correction: Correction,
     out: str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
     variations: Sequence[str] = (),
     smear: bool = False,
     salt: int = 0,
@@ -80,24 +63,30 @@ def write_friends(
     progress: Callable[[int, int | None], None] | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> tuple[Friend, ...]:
-    """Write the friend trees ``Events`` of NanoAOD-like files.
+    """Write the friends of NanoAOD-like files and of flat files with one pair a row.
 
-    Branches of each muon, pT in the precision (float32 or float64) of ``Muon_pt``, computed in float64:
+    Of each muon of NanoAOD, pT in the precision (float32 or float64) of ``Muon_pt``, computed in float64:
     ``Muon_pt_corr``; ``Muon_ptErr_corr`` where there is a ``Muon_ptErr``, in its precision; ``Muon_scale_reason``
     (int8, `musclecal.correction.Reason`, 0: corrected); ``Muon_pt_corr_<name>_up`` and ``_down`` of each variation;
     ``Muon_pt_smeared``, the pT of the file smeared (scaled before
     by tables that correct simulation). Muons out of range keep their pT. Beside them nMuon, and run,
     luminosityBlock, event where the file has them.
 
+    Of a flat file with pt1, eta1, ... the same as ``pt1_corr``, ``pt_err1_corr``, ``scale_reason1``,
+    ``pt1_corr_<name>_up``, ``pt1_smeared``, and with 2, or ``pt_plus_corr``, ... where the file has pt_plus, pt_minus;
+    for each of these pT the mass of the pair in float64, GeV: ``mass_corr``, ``mass_corr_<name>_up``, ``mass_smeared``.
+
     Parameters
     ----------
-    files : files and patterns (`musclecal.events.expand_paths`), TTree or RNTuple.
-    out : a name that ends in .root: one friend of all files one after the other, as of a chain; else a folder: one
-        friend a file, of the same name.
+    files : files and patterns (`musclecal.events.expand_paths`): ROOT (TTree, RNTuple), flat ones also Parquet and CSV.
+    out : a name that ends in .root, or .parquet for friends of Parquet and CSV: one friend of all files one after the
+        other, as of a chain; else a folder: one friend a file, of the same name.
+    columns : of flat files, key (`musclecal.columns.COLUMN_KEYS`) -> the file's column. None: NanoAOD, or a flat file
+        whose columns are called as the keys are, or with _plus and _minus instead of 1 and 2.
     variations : names of `Correction.variation_names`.
     smear : for simulation: the draw belongs to run, luminosityBlock, event, phi of the muon and ``salt``.
-    chunk_events : events in memory, at most.
-    progress : called after each chunk with events done and events of all files.
+    chunk_events : events or pairs in memory, at most.
+    progress : called after each chunk with rows done and rows of all files (None where a file does not tell).
     announce : called with the name of each friend before it is made.
 
     Returns
@@ -106,33 +95,37 @@ def write_friends(
 
     Raises
     ------
-    InputError : naming the file and branch: missing branch, one that does not hold one number a muon, pT not in GeV,
-        no events, files that do not fit into one friend; unknown variation, tables without smearing, an ``out`` that
-        is an input.
+    InputError : naming the file and column: neither kind of file, missing column, one that does not hold one number a
+        muon or a row, a charge that contradicts the name of its column, pT not in GeV, no rows, files that do not fit
+        into one friend; unknown variation, tables without smearing, an ``out`` that is an input or of another format.
     """
     if chunk_events < 1:
         raise InputError(f"chunk_events: must be at least 1, got {chunk_events}")
     wanted = _wanted(correction, variations, smear, salt)
+    flat = None if columns is None else FlatColumns.from_map(columns)
     out = Path(out)
     sources = expand_paths(files)
-    friends = _friends(sources, out)
-    total = sum(_checked_rows(source, smear) for source in sources)
-    if out.suffix != ".root":
+    friends = friend_paths(sources, out)
+    total = _total([_checked_rows(source, flat, smear) for source in sources])
+    if out not in friends:
         out.mkdir(exist_ok=True)
     done = 0
     written = []
     for path, parts in friends.items():
         announce(str(path))
-        writer = _FriendWriter(path, parts)
-        for n in writer.write(wanted, chunk_events):
-            done += n
-            if progress:
-                progress(done, total)
-        written.append(writer.friend)
+        tally = _Tally(path, parts)
+        with writing_friend(path, _origin(wanted, parts)) as write:
+            for source, rows in _rows(parts, wanted, flat, chunk_events):
+                tally.add(source, rows)
+                write(rows)
+                done += rows.n_rows
+                if progress:
+                    progress(done, total)
+        written.append(tally.friend)
     return tuple(written)
 
 
-def _wanted(correction: Correction, variations: Sequence[str], smear: bool, salt: int) -> _Wanted:
+def _wanted(correction: Correction, variations: Sequence[str], smear: bool, salt: int) -> Wanted:
     known = correction.variation_names
     for name in variations:
         if name not in known:
@@ -140,11 +133,11 @@ def _wanted(correction: Correction, variations: Sequence[str], smear: bool, salt
     if smear and correction.tables.smearing is None:
         raise InputError(NO_SMEARING)
     shifts = {
-        f"pt_corr_{_identifier(name)}_{side}": f"{name}_{side}"
+        f"{_identifier(name)}_{side}": f"{name}_{side}"
         for name in dict.fromkeys(variations)
         for side in ("up", "down")
     }
-    return _Wanted(correction, shifts, smear, salt)
+    return Wanted(correction, shifts, smear, salt)
 
 
 def _identifier(name: str) -> str:
@@ -152,177 +145,61 @@ def _identifier(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_]", "_", name)
 
 
-def _friends(sources: Sequence[str], out: Path) -> dict[Path, list[str]]:
-    """The files to write, each with those that it belongs to."""
-    if out.suffix in OTHER_FORMATS:
-        raise InputError(f"{out}: friends are .root files: name one, or a folder")
-    if out.suffix == ".root":
-        friends = {out: list(sources)}
-    else:
-        friends = {}
-        for source in sources:
-            path = out / PurePosixPath(split_tree(source)[0]).name
-            if path in friends:
-                raise InputError(
-                    f"{out}: {friends[path][0]} and {source} have one name: choose a folder for each"
-                )
-            friends[path] = [source]
-    inputs = {os.path.realpath(split_tree(source)[0]) for source in sources if not is_remote(source)}
-    for path in friends:
-        if os.path.realpath(path) in inputs:
-            raise InputError(f"{path}: is an input: choose another --out")
-    return friends
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-def _checked_rows(source: str, smear: bool) -> int:
-    """Number of events of a file that has all branches."""
+def _checked_rows(source: str, flat: FlatColumns | None, smear: bool) -> int | None:
+    """Number of rows of a file that has all columns, if it tells."""
     with open_table(source) as table:
-        _types(table, smear)
-        if not table.n_rows:
+        friend_layout(table, flat, smear)
+        if table.n_rows == 0:
             raise InputError(f"{source}: has no rows")
         return table.n_rows
 
 
-def _types(table: Table, smear: bool) -> dict[str, ColumnType]:
-    """The branches to read. Files without event numbers exist; nothing can be drawn for their muons."""
-    identifiers = tuple(EVENT_BRANCHES.values())
-    needed = (*MUON_BRANCHES, *identifiers) if smear else MUON_BRANCHES
-    for name in needed:
-        if name not in table.names:
-            purpose = "smearing needs" if name in identifiers else "friends need"
-            raise InputError(f"{table.path}: no branch {name!r}: {purpose} {', '.join(needed)}")
-    optional = (name for name in (*identifiers, PT_ERROR) if name in table.names)
-    return dict.fromkeys((*needed, *optional), "any")
+def _total(rows: Sequence[int | None]) -> int | None:
+    known = [n for n in rows if n is not None]
+    return sum(known) if len(known) == len(rows) else None
 
 
-@dataclass(frozen=True)
-class _Events:
-    """Events of a file: ``counts`` (n_event,) of muons, ``identifiers`` (n_event,), ``muons`` (n_muon,) by branch."""
-
-    counts: Ints
-    identifiers: Mapping[str, Values]
-    muons: Mapping[str, Values]
-
-    @classmethod
-    def of(cls, chunk: Columns, path: str) -> "_Events":
-        pt = chunk[PT]
-        counts = pt.counts if isinstance(pt, Jagged) else np.empty(0, np.int64)
-        identifiers, muons = {}, {}
-        for name, column in chunk.items():
-            where = f"{path}: branch {name!r}"
-            if name in EVENT_BRANCHES.values():
-                if isinstance(column, Jagged) or column.dtype.kind not in "iu":
-                    raise InputError(f"{where} does not hold one whole number an event")
-                identifiers[name] = column
-            elif not isinstance(column, Jagged) or not np.array_equal(column.counts, counts):
-                raise InputError(f"{where} does not have one value a muon")
-            elif column.values.dtype.kind not in "iuf":
-                raise InputError(f"{where} does not hold numbers, but {column.values.dtype}")
-            else:
-                muons[name] = column.values
-        return cls(counts, identifiers, muons)
-
-    def muon(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """pT, eta, phi, charge, (n_muon,) each."""
-        pt, eta, phi, charge = (self.real(name) for name in MUON_BRANCHES)
-        return pt, eta, phi, charge
-
-    def real(self, name: str) -> Floats:
-        """(n_muon,) of a branch, in float64."""
-        return np.asarray(self.muons[name], dtype=np.float64)
+def _rows(
+    sources: Iterable[str], wanted: Wanted, flat: FlatColumns | None, chunk_events: int
+) -> Iterator[tuple[str, FriendRows]]:
+    """Source and rows of each chunk."""
+    for source in sources:
+        n_rows = 0
+        with open_table(source) as table:
+            layout = friend_layout(table, flat, wanted.smear)
+            unit = UnitCheck(source, layout.momentum)
+            for chunk in table.chunks(layout.types, chunk_events):
+                rows = layout.rows(chunk, wanted)
+                unit.add(rows.pt)
+                n_rows += rows.n_rows
+                yield source, rows
+            unit.judge()
+        if not n_rows:
+            raise InputError(f"{source}: has no rows")
 
 
-def _chunks(source: str, smear: bool, chunk_events: int) -> Iterator[_Events]:
-    with open_table(source) as table:
-        unit = UnitCheck(source, PT)
-        for chunk in table.chunks(_types(table, smear), chunk_events):
-            events = _Events.of(chunk, source)
-            unit.add(events.real(PT))
-            yield events
-        unit.judge()
-
-
-# Columns ------------------------------------------------------------------------------------------------------------
-
-
-def _columns(events: _Events, wanted: _Wanted) -> dict[str, Values]:
-    """(n_muon,) what a friend says of its muons, by the name after ``Muon_``."""
-    correction = wanted.correction
-    muons = pt, eta, phi, charge = events.muon()
-    precision = _precision(events.muons[PT])
-    scaled = pt * correction.scale(*muons)
-    columns: dict[str, Values] = {"pt_corr": scaled.astype(precision)}
-    if PT_ERROR in events.muons:
-        error = correction.pt_error(*muons, pt_err=events.real(PT_ERROR))
-        columns["ptErr_corr"] = error.astype(_precision(events.muons[PT_ERROR]))
-    columns["scale_reason"] = correction.validity(*muons).reason
-    if wanted.smear:
-        run, lumi, event = (
-            np.repeat(events.identifiers[EVENT_BRANCHES[key]], events.counts) for key in EVENT_BRANCHES
-        )
-        # A scale of data is not for simulation, which is what a smearing is for.
-        start = scaled if correction.provenance.get("corrects", "data").startswith("simulation") else pt
-        factor = correction.smear(start, eta, phi, charge, run, lumi, event, wanted.salt)
-        columns["pt_smeared"] = (start * factor).astype(precision)
-    for name, syst in wanted.shifts.items():
-        columns[name] = (pt * correction.scale(*muons, syst=syst)).astype(precision)
-    return columns
-
-
-def _precision(column: Values) -> type[np.floating[Any]]:
-    return np.float32 if column.dtype == np.float32 else np.float64
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
-class _FriendWriter:
-    """Writes one friend and counts what goes into it."""
+class _Tally:
+    """Counts what goes into one friend, and refuses what does not fit into it."""
 
     def __init__(self, path: Path, sources: Sequence[str]) -> None:
         self._path, self._sources = path, tuple(sources)
-        self._n_events = 0
+        self._n_rows = 0
         self._reasons = np.zeros(len(Reason), dtype=np.int64)
         self._kinds: dict[str, np.dtype[Any]] = {}
+        self._identifiers: frozenset[str] = frozenset()
 
     @property
     def friend(self) -> Friend:
         """What was written."""
-        branches = tuple(name for name in self._kinds if name not in EVENT_BRANCHES.values())
+        branches = tuple(name for name in self._kinds if name not in self._identifiers)
         reasons = tuple(int(n) for n in self._reasons)
-        return Friend(str(self._path), self._sources, branches, self._n_events, reasons)
+        return Friend(str(self._path), self._sources, branches, self._n_rows, reasons)
 
-    def write(self, wanted: _Wanted, chunk_events: int) -> Iterator[int]:
-        """The whole file; yields the number of events of each chunk."""
-        import uproot
-
-        with (
-            written_atomically(self._path) as temporary,
-            uproot.recreate(temporary, compression=uproot.ZSTD(1)) as file,
-        ):
-            tree: Any = None
-            for branches, n_events in self._branches(wanted, chunk_events):
-                if tree is None:
-                    tree = file.mktree("Events", branches)
-                else:
-                    tree.extend(branches)
-                yield n_events
-            file["musclecal"] = _origin(wanted, self._sources)
-
-    def _branches(self, wanted: _Wanted, chunk_events: int) -> Iterator[tuple[dict[str, Any], int]]:
-        for source in self._sources:
-            for events in _chunks(source, wanted.smear, chunk_events):
-                columns = _columns(events, wanted)
-                self._count(source, events, columns)
-                yield {"Muon": _jagged(columns, events.counts), **events.identifiers}, len(events.counts)
-
-    def _count(self, source: str, events: _Events, columns: Mapping[str, Values]) -> None:
-        kinds = {f"Muon_{name}": column.dtype for name, column in columns.items()}
-        kinds |= {name: column.dtype for name, column in events.identifiers.items()}
-        self._kinds = self._kinds or kinds
+    def add(self, source: str, rows: FriendRows) -> None:
+        """Rows of a source, before they are written."""
+        kinds = rows.kinds
+        if not self._kinds:
+            self._kinds, self._identifiers = kinds, frozenset(rows.identifiers)
         for name in (*self._kinds, *kinds):
             first, this = self._kinds.get(name), kinds.get(name)
             if first != this:
@@ -330,22 +207,12 @@ class _FriendWriter:
                     f"{source}: would have {name} as {this or 'none'}, {self._sources[0]} as {first or 'none'}: "
                     "files of one friend must have the same branches: give a folder as --out"
                 )
-        self._n_events += len(events.counts)
-        self._reasons += np.bincount(columns["scale_reason"].astype(np.intp), minlength=len(Reason))
+        self._n_rows += rows.n_rows
+        self._reasons += np.bincount(rows.reasons.astype(np.intp), minlength=len(Reason))
 
 
-def _jagged(columns: Mapping[str, Values], counts: Ints) -> Any:
-    """(n_event,) lists of records."""
-    import awkward as ak
-
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    contents = [ak.contents.NumpyArray(column) for column in columns.values()]
-    records = ak.contents.RecordArray(contents, list(columns), length=int(offsets[-1]))
-    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), records))
-
-
-def _origin(wanted: _Wanted, sources: Sequence[str]) -> str:
-    """What is kept beside the tree, as JSON: where the numbers come from."""
+def _origin(wanted: Wanted, sources: Sequence[str]) -> str:
+    """What is kept in the friend, as JSON: where the numbers come from."""
     names = [PurePosixPath(split_tree(source)[0]).name for source in sources]
     smearing = {"salt": wanted.salt} if wanted.smear else None
     provenance = dict(wanted.correction.provenance)

@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    from musclecal.records import CorrectionTables
 
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
@@ -39,3 +43,28 @@ def command() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def friend_tables() -> "Callable[..., CorrectionTables]":
+    """``friend_tables(smearing=False)``: what friends are tested with, in four bins of eta."""
+    return _friend_tables
+
+
+def _friend_tables(smearing: bool = True) -> "CorrectionTables":
+    """Corrections of a per mille, variations of 1e-4, smearing of 1 %."""
+    import numpy as np
+
+    from musclecal.export import correction_tables
+    from musclecal.records import ScaleCalibration, Smearing
+
+    n_eta, edges = 4, np.linspace(-2.4, 2.4, 5)
+    rng = np.random.default_rng(5)
+    zeros = np.zeros(n_eta)
+    extra = Smearing(edges, np.full(n_eta, 1e-4), zeros, np.full(n_eta, 1e-8), np.full(n_eta, 400.0), zeros)
+    calibration = ScaleCalibration(
+        edges, rng.normal(0, 1e-3, n_eta), rng.normal(3e-3, 1e-3, n_eta), rng.normal(0, 1e-4, n_eta),
+        np.diag(np.tile([1e-8, 1e-7, 1e-10], n_eta)), 1.0, 1, 0.3, 3 * n_eta, 10.0, np.zeros(1),
+        np.zeros(1, dtype=np.int64), np.full(n_eta, 0.1), 1.0, 1.0,
+    )  # fmt: skip
+    return correction_tables(calibration, {"period": "test"}, smearing=extra if smearing else None)

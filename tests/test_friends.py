@@ -15,32 +15,20 @@ from click.testing import Result
 
 from musclecal.correction import Correction, Reason
 from musclecal.errors import InputError
-from musclecal.export import correction_tables, export_npz
+from musclecal.export import export_npz
 from musclecal.friends import Friend, write_friends
-from musclecal.records import CorrectionTables, ScaleCalibration, Smearing
+from musclecal.records import CorrectionTables
 
 N_ETA = 4
 EDGES = np.linspace(-2.4, 2.4, N_ETA + 1)
 IDENTIFIERS = ("run", "luminosityBlock", "event")
 Branches = dict[str, Any]
-
-
-def tables(smearing: bool = True) -> CorrectionTables:
-    """Corrections of a per mille, variations of 1e-4, smearing of 1 %."""
-    rng = np.random.default_rng(5)
-    zeros = np.zeros(N_ETA)
-    extra = Smearing(EDGES, np.full(N_ETA, 1e-4), zeros, np.full(N_ETA, 1e-8), np.full(N_ETA, 400.0), zeros)
-    calibration = ScaleCalibration(
-        EDGES, rng.normal(0, 1e-3, N_ETA), rng.normal(3e-3, 1e-3, N_ETA), rng.normal(0, 1e-4, N_ETA),
-        np.diag(np.tile([1e-8, 1e-7, 1e-10], N_ETA)), 1.0, 1, 0.3, 3 * N_ETA, 10.0, np.zeros(1),
-        np.zeros(1, dtype=np.int64), np.full(N_ETA, 0.1), 1.0, 1.0,
-    )  # fmt: skip
-    return correction_tables(calibration, {"period": "test"}, smearing=extra if smearing else None)
+Make = Callable[..., CorrectionTables]
 
 
 @pytest.fixture(scope="module")
-def correction() -> Correction:
-    return Correction(tables())
+def correction(friend_tables: Make) -> Correction:
+    return Correction(friend_tables())
 
 
 def jagged(values: np.ndarray, counts: np.ndarray) -> ak.Array:
@@ -402,20 +390,20 @@ def test_wrong_options_are_named(
     assert [path.name for path in tmp_path.iterdir()] == ["nano.root"]
 
 
-def test_tables_without_smearing_do_not_smear(tmp_path: Path) -> None:
+def test_tables_without_smearing_do_not_smear(tmp_path: Path, friend_tables: Make) -> None:
     source = write(tmp_path / "nano.root", branches())
     with pytest.raises(InputError, match="hold no smearing"):
-        write_friends(source, Correction(tables(smearing=False)), tmp_path / "friend.root", smear=True)
+        write_friends(source, Correction(friend_tables(smearing=False)), tmp_path / "friend.root", smear=True)
 
 
 # The command
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, friend_tables: Make) -> Path:
     """A folder with tables and a file of muons, which the command runs in."""
     monkeypatch.chdir(tmp_path)
-    export_npz(tables(), tmp_path / "calibration.npz")
+    export_npz(friend_tables(), tmp_path / "calibration.npz")
     write(tmp_path / "nano.root", branches())
     return tmp_path
 

@@ -21,7 +21,7 @@ PACKAGE = Path(musclecal.compiled.__file__).parent
 LINKED = ("geometry", "fits", "validation")
 
 ALLOWED_IN = {
-    "awkward": ("array_structure", "columnar", "event_writer", "events", "export/root", "friends"),
+    "awkward": ("array_structure", "columnar", "event_writer", "events", "export/root", "friend_files"),
     "iminuit": ("fits/reference",),
     "matplotlib": (
         "validation/plot_style",
@@ -34,7 +34,7 @@ ALLOWED_IN = {
     "mplhep": ("validation/plot_style",),
     "pythia8mc": ("pythia",),
     "tensorflow": ("fits/reference", "fits/template_likelihood"),
-    "uproot": ("columnar", "event_writer", "events", "export/root", "export/root_file", "friends"),
+    "uproot": ("columnar", "event_writer", "events", "export/root", "export/root_file", "friend_files"),
     "zfit": ("fits/reference", "fits/template_likelihood"),
 }
 """Where in the package a heavy or optional library may be imported. Tests and benchmarks are free."""

@@ -3,7 +3,8 @@
 from functools import partial
 
 from musclecal.campaign.uncertainty import UncertaintyStages
-from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, MANIFEST, export_folder, known_formats
+from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, export_folder, known_formats
+from musclecal.export.manifest import MANIFEST
 from musclecal.export.reference_vectors import REFERENCE_FILE
 from musclecal.export.tables import correction_tables
 from musclecal.export.validate import validate_folder

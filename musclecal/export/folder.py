@@ -1,7 +1,6 @@
 """The folder of an export: which formats there are, how they are written together, and how any file is read back."""
 
 import gzip
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -11,17 +10,22 @@ from musclecal.errors import InputError
 from musclecal.export.arrays import export_json, export_npz, load_arrays
 from musclecal.export.correctionlib_json import export_correctionlib, load_correctionlib
 from musclecal.export.cpp_header import export_header
+from musclecal.export.manifest import (
+    listed_files,
+    merged_periods,
+    period_file,
+    refuse_edited,
+    write_manifest,
+)
 from musclecal.export.reference_vectors import REFERENCE_FILE, export_reference
 from musclecal.export.rochester import export_rochester
 from musclecal.export.root_file import export_root, load_root
 from musclecal.export.tables import FORMAT, OLDER
 from musclecal.records import CorrectionTables
-from musclecal.store import written_atomically
-from musclecal.tasks import fingerprint
 
 __all__ = [
-    "DEFAULT_FORMATS", "FORMATS", "MANIFEST", "READERS", "export_folder", "holds_tables", "known_formats",
-    "listed_files", "read_tables", "remove_stale", "table_file",
+    "DEFAULT_FORMATS", "FORMATS", "READERS", "earlier_files", "export_folder", "holds_tables",
+    "known_formats", "read_tables", "remove_stale", "table_file",
 ]  # fmt: skip
 
 FORMATS: dict[str, tuple[str, Callable[[CorrectionTables, Path], None]]] = {
@@ -35,8 +39,6 @@ FORMATS: dict[str, tuple[str, Callable[[CorrectionTables, Path], None]]] = {
 """By name: the file, and what writes it."""
 
 DEFAULT_FORMATS = tuple(name for name in FORMATS if name != "rochester")
-
-MANIFEST = "manifest.json"
 
 READERS: dict[str, Callable[[Path], CorrectionTables]] = {
     ".npz": load_arrays,
@@ -66,7 +68,7 @@ def export_folder(
     """
     known_formats(formats)
     folder.mkdir(parents=True, exist_ok=True)
-    before = listed_files(folder)
+    before = earlier_files(folder)
     written = []
     for name in formats:
         file, write = FORMATS[name]
@@ -80,13 +82,11 @@ def export_folder(
         "licence": licence or "not stated",
         "s": tables.s,
         "variations": list(tables.variation_names),
-        "files": {file.name: fingerprint(file) for file in sorted(written)},
     }
-    with written_atomically(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    manifest = write_manifest(folder, content, written)
     known = {file for file, _ in FORMATS.values()}
     remove_stale(folder, before | known, written)
-    return (*written, folder / MANIFEST)
+    return (*written, manifest)
 
 
 def known_formats(names: Iterable[str]) -> tuple[str, ...]:
@@ -98,11 +98,11 @@ def known_formats(names: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def listed_files(folder: Path) -> set[str]:
-    """Names of the files in the manifest of a folder; none without a manifest."""
+def earlier_files(folder: Path) -> set[str]:
+    """Names of the files of an export that was written here before; none without a manifest."""
     try:
-        return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return set(listed_files(folder))
+    except InputError:
         return set()
 
 
@@ -114,22 +114,54 @@ def remove_stale(folder: Path, candidates: Iterable[str], written: Iterable[Path
             (folder / name).unlink(missing_ok=True)
 
 
-def table_file(path: Path) -> Path:
-    """The file that holds the tables: ``path`` itself, or the best of an export folder.
+def table_file(path: Path, period: str | None = None, *, check: bool = True) -> Path:
+    """The file that holds the tables: ``path`` itself, the best of a folder, or that of a period in a merged one.
+
+    Parameters
+    ----------
+    period : in a merged folder, which one; of tables of one period it is for `read_tables` to say.
+    check : refuse a file that is not as the manifest beside it says.
 
     Raises
     ------
-    InputError : no such file, or a folder without tables.
+    InputError : no such file, a folder without tables, no or an unknown period of several, an edited file.
     """
-    if path.is_dir():
-        readable = [file for file, _ in FORMATS.values() if _reader(path / file)]
-        for file in readable:
-            if (path / file).is_file():
-                return path / file
-        raise InputError(f"{path}: none of {', '.join(readable)} in it: not an export folder")
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return path
+    file = _file_of_period(path, period) or (_best_file(path) if path.is_dir() else path)
+    if check:
+        refuse_edited(file, must_be_listed=file.name in {name for name, _ in FORMATS.values()})
+    return file
+
+
+def _best_file(folder: Path) -> Path:
+    readable = [file for file, _ in FORMATS.values() if _reader(folder / file)]
+    for file in readable:
+        if (folder / file).is_file():
+            return folder / file
+    raise InputError(f"{folder}: none of {', '.join(readable)} in it: not an export folder")
+
+
+def _file_of_period(path: Path, period: str | None) -> Path | None:
+    """None unless ``path`` is a merged folder or its file of all periods."""
+    folder = path if path.is_dir() else path.parent
+    periods = merged_periods(folder)
+    if not periods or not (path.is_dir() or path.name == FORMATS["correctionlib"][0]):
+        return None
+    known = ", ".join(periods)
+    if period is None:
+        raise InputError(
+            f"{path}: holds several periods ({known}): choose one with period, or give its calibration_<period>.npz"
+        )
+    if period not in periods:
+        raise InputError(f"{path}: no period {period!r}: there are {known}")
+    files = [period_file(folder, kind, period) for kind in ("npz", "json")]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{path}: neither {files[0].name} nor {files[1].name} in it: not a complete merged folder"
+        )
+    return found
 
 
 def holds_tables(path: Path) -> bool:
@@ -147,18 +179,30 @@ def holds_tables(path: Path) -> bool:
     return any(name in beginning for name in _OURS)
 
 
-def read_tables(path: str | os.PathLike[str]) -> CorrectionTables:
+def read_tables(
+    path: str | os.PathLike[str], period: str | None = None, *, check: bool = True
+) -> CorrectionTables:
     """The tables in an export folder or one of its files.
+
+    Parameters
+    ----------
+    period : which one of a folder of `musclecal.export.merge`. Tables of one period must be of this one, if they say.
+    check : refuse a file that is not as the manifest beside it says.
 
     Raises
     ------
-    InputError : no such file, or not tables of this package; the message names the file.
+    InputError : no such file, or not tables of this package; no, an unknown or another period; a file that does not
+        match its manifest. The message names the file.
     """
-    file = table_file(Path(path))
+    file = table_file(Path(path), period, check=check)
     reader = _reader(file)
     if reader is None:
         raise InputError(f"{file}: tables are read from {', '.join(READERS)}")
-    return reader(file)
+    tables = reader(file)
+    own = tables.provenance.get("period", "")
+    if period is not None and own and own != period:
+        raise InputError(f"{file}: is of period {own!r}, not of {period!r}")
+    return tables
 
 
 def _reader(file: Path) -> Callable[[Path], CorrectionTables] | None:

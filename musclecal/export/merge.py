@@ -6,37 +6,29 @@ name, so that an analysis moves them together in all periods; all others get the
 Not for: an average of periods. Every period keeps its own numbers.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from musclecal.errors import InputError
 from musclecal.export.arrays import export_json, export_npz
 from musclecal.export.correctionlib_json import correctionlib_bytes, variation_names
-from musclecal.export.folder import (
-    FORMATS,
-    MANIFEST,
-    holds_tables,
-    listed_files,
-    read_tables,
-    remove_stale,
-)
+from musclecal.export.cpp_header import namespace_of
+from musclecal.export.folder import FORMATS, earlier_files, holds_tables, read_tables, remove_stale
+from musclecal.export.manifest import merged_periods, period_file, write_manifest
 from musclecal.export.reference_vectors import export_reference
 from musclecal.export.tables import FORMAT
 from musclecal.records import CorrectionTables
 from musclecal.store import written_atomically
-from musclecal.tasks import fingerprint
 
-__all__ = ["SHARED", "MergedFolder", "merge_folders", "merged_periods", "merged_tables", "period_file"]
+__all__ = ["SHARED", "MergedFolder", "merge_folders", "merged_tables"]
 
 SHARED = ("mass_",)
 """By default: the mass of a resonance is the same in all periods."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_FILES = {"npz": ("calibration_{}.npz", export_npz), "json": ("calibration_{}.json", export_json),
-          "reference": ("reference_{}.parquet", export_reference)}  # fmt: skip
+_WRITERS = {"npz": export_npz, "json": export_json, "reference": export_reference}
 
 
 @dataclass(frozen=True)
@@ -71,8 +63,8 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
     Raises
     ------
     InputError : a period is missing, twice or no name; fewer than two; a ``share`` that no variation has, or that of a
-        statistical one: fits of different data; names that would collide; a folder ``out`` with another export; tables
-        for data and for simulation.
+        statistical one: fits of different data; names that would collide, of variations or in C++; a folder
+        ``out`` with another export; tables for data and for simulation.
     """
     if _is_other_export(out):
         raise InputError(f"{out}: holds an export already: merge into another folder")
@@ -80,13 +72,13 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
         _by_period(folders), SHARED if share is None else share, share is not None
     )
     out.mkdir(parents=True, exist_ok=True)
-    before = listed_files(out)
+    before = earlier_files(out)
     library = out / FORMATS["correctionlib"][0]
     with written_atomically(library) as temporary:
         temporary.write_bytes(correctionlib_bytes(periods))
     written = [library]
     for period, tables in periods.items():
-        for kind, (_, write) in _FILES.items():
+        for kind, write in _WRITERS.items():
             file = period_file(out, kind, period)
             write(tables, file)
             written.append(file)
@@ -101,26 +93,10 @@ def merge_folders(folders: Sequence[Path], out: Path, share: Sequence[str] | Non
         "shared": list(shared),
         "ivar": variation_names(periods),
         "notes": list(notes),
-        "files": {file.name: fingerprint(file) for file in sorted(written)},
     }
-    with written_atomically(out / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    manifest = write_manifest(out, content, written)
     remove_stale(out, before, written)
-    return MergedFolder((*written, out / MANIFEST), tuple(periods), shared, own, notes)
-
-
-def period_file(folder: Path, kind: str, period: str) -> Path:
-    """The file of a period in a merged folder; ``kind`` is npz, json or reference."""
-    return folder / _FILES[kind][0].format(period)
-
-
-def merged_periods(folder: Path) -> tuple[str, ...]:
-    """The periods of a merged folder, of its manifest; none if it is no such folder."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return tuple(manifest.get("periods", ()))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return ()
+    return MergedFolder((*written, manifest), tuple(periods), shared, own, notes)
 
 
 def merged_tables(
@@ -138,6 +114,7 @@ def merged_tables(
     """
     if len(periods) < 2:
         raise InputError(f"merge: needs two periods or more, got {', '.join(periods) or 'none'}")
+    _refuse_one_namespace(periods)
     names = list(dict.fromkeys(name for t in periods.values() for name in t.variation_names))
     for declared in share:
         fitting = [name for name in names if declared and name.startswith(declared)]
@@ -154,6 +131,18 @@ def merged_tables(
         result[period] = replace(tables, variation_names=tuple(new))
     _refuse_collisions(result, shared)
     return result, shared
+
+
+def _refuse_one_namespace(periods: Iterable[str]) -> None:
+    """The headers of all periods must go into one program."""
+    seen: dict[str, str] = {}
+    for period in periods:
+        name = namespace_of(period)
+        if name in seen:
+            raise InputError(
+                f"merge: periods {seen[name]} and {period} have the same C++ namespace {name}: rename one of them"
+            )
+        seen[name] = period
 
 
 def _refuse_collisions(periods: Mapping[str, CorrectionTables], shared: Sequence[str]) -> None:

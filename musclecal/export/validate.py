@@ -1,7 +1,6 @@
 """Whether an export folder may be given to others: every file can be read, says the same, and does the same."""
 
 import gzip
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import numpy as np
 
 from musclecal.errors import InputError
 from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME, VAR_NAME
-from musclecal.export.folder import FORMATS, MANIFEST, READERS
-from musclecal.export.merge import merged_periods, period_file
+from musclecal.export.folder import FORMATS, READERS
+from musclecal.export.manifest import MANIFEST, check_hash, listed_files, merged_periods, period_file
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
 from musclecal.export.tables import content_of
 from musclecal.records import CorrectionTables
-from musclecal.tasks import fingerprint
 
 __all__ = ["validate_folder"]
 
@@ -78,19 +76,14 @@ def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
 
 
 def _check_manifest(folder: Path) -> str:
-    path = folder / MANIFEST
-    try:
-        files: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a readable manifest ({error})") from None
+    files = listed_files(folder)
     for name in (*(file for file, _ in FORMATS.values()), REFERENCE_FILE):
         if (folder / name).is_file() and name not in files:
             raise InputError(f"{folder / name}: is not in the manifest")
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: listed in the manifest, but not there")
-        if fingerprint(folder / name) != expected:
-            raise InputError(f"{folder / name}: was changed after the export")
+        check_hash(folder / name, expected)
     return f"{MANIFEST}: {len(files)} files, all as they were written"
 
 

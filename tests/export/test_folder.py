@@ -10,7 +10,8 @@ import pytest
 
 from musclecal.errors import InputError
 from musclecal.export import read_tables
-from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, MANIFEST, export_folder
+from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, export_folder
+from musclecal.export.manifest import MANIFEST
 from musclecal.export.merge import merge_folders
 from musclecal.export.validate import validate_folder
 from musclecal.records import CorrectionTables

@@ -1,6 +1,7 @@
 """Merged periods, evaluated with correctionlib, against the export of each period alone."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import musclecal
 from musclecal.errors import InputError
 from musclecal.export.correctionlib_json import export_correctionlib
 from musclecal.export.folder import export_folder
+from musclecal.export.manifest import content_hash
 from musclecal.export.merge import merge_folders
 from musclecal.export.validate import validate_folder
 from musclecal.records import CorrectionTables, NuisanceGroup
@@ -159,9 +161,7 @@ def test_a_merged_folder_is_validated_in_every_period(folders: list[Path], tmp_p
     with pytest.raises(InputError, match="changed after the export"):
         validate_folder(out)
     manifest = json.loads((out / "manifest.json").read_text())
-    from musclecal.tasks import fingerprint
-
-    manifest["files"][other.name] = fingerprint(other)
+    manifest["files"][other.name] = content_hash(other)
     (out / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"calibration_2017\.json"):
         validate_folder(out)
@@ -229,6 +229,22 @@ def test_names_that_would_collide_are_refused(full_tables: Make, tmp_path: Path)
 
 
 def test_a_merged_file_is_not_read_as_one_period(folders: list[Path], tmp_path: Path) -> None:
+    """Nor where nothing is beside it."""
     merge_folders(folders, tmp_path / "all")
+    alone = (tmp_path / "all" / "muon_scale.json.gz").rename(tmp_path / "mine.json.gz")
     with pytest.raises(InputError, match=r"several periods \(2016H, 2017\): load the calibration_<period>"):
-        musclecal.load(tmp_path / "all")
+        musclecal.load(alone)
+
+
+@pytest.mark.parametrize("other", ["2016-H", "2016_H", "2016..H"])
+def test_periods_of_one_namespace_are_refused(full_tables: Make, tmp_path: Path, other: str) -> None:
+    """Their headers would define everything twice in one program."""
+    plain = of_period(full_tables, "2017")
+    for period in ("2016.H", other, "2016H"):
+        tables = replace(plain, provenance={**plain.provenance, "period": period})
+        export_folder(tables, tmp_path / period, ("npz",))
+    message = rf"periods 2016\.H and {re.escape(other)} have the same C\+\+ namespace muon_scale_2016_H"
+    with pytest.raises(InputError, match=message):
+        merge_folders([tmp_path / "2016.H", tmp_path / other], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+    merge_folders([tmp_path / "2016.H", tmp_path / "2016H"], tmp_path / "all")

@@ -15,11 +15,11 @@ from click.testing import Result
 from musclecal.errors import InputError
 from musclecal.export import export_npz
 from musclecal.export.arrays import npz_bytes
-from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, MANIFEST, export_folder
+from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, export_folder
+from musclecal.export.manifest import MANIFEST, content_hash
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference
 from musclecal.export.validate import validate_folder
 from musclecal.records import CorrectionTables
-from musclecal.tasks import fingerprint
 
 Make = Callable[..., CorrectionTables]
 FILES = (*(FORMATS[name][0] for name in FORMATS), REFERENCE_FILE)
@@ -35,7 +35,7 @@ def folder(full_tables: Make, tmp_path: Path) -> Path:
 def declare(folder: Path, *names: str) -> None:
     """Put the hashes of changed files in the manifest, as somebody does who edits a file and means it."""
     content = json.loads((folder / MANIFEST).read_text())
-    content["files"] |= {name: fingerprint(folder / name) for name in names}
+    content["files"] |= {name: content_hash(folder / name) for name in names}
     (folder / MANIFEST).write_text(json.dumps(content))
 
 
