@@ -21,6 +21,6 @@ def load(path: str | PathLike[str]) -> "Correction":
     InputError : no such file, or not an export of this package.
     """
     from musclecal.correction import Correction
-    from musclecal.export import read_tables
+    from musclecal.export import read_tables, response_beside
 
-    return Correction(read_tables(path))
+    return Correction(read_tables(path), response_beside(path))

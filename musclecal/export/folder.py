@@ -12,10 +12,11 @@ from musclecal.export.arrays import export_json, export_npz, load_arrays
 from musclecal.export.correctionlib_json import export_correctionlib, load_correctionlib
 from musclecal.export.cpp_header import export_header
 from musclecal.export.reference_vectors import REFERENCE_FILE, export_reference
+from musclecal.export.response_file import RESPONSE_FILE, export_response
 from musclecal.export.rochester import export_rochester
 from musclecal.export.root_file import export_root, load_root
 from musclecal.export.tables import FORMAT, OLDER
-from musclecal.records import CorrectionTables
+from musclecal.records import CorrectionTables, Response
 from musclecal.store import written_atomically
 from musclecal.tasks import fingerprint
 
@@ -50,7 +51,11 @@ _OURS = tuple(name.rpartition(" ")[0] for name in (FORMAT, OLDER))
 
 
 def export_folder(
-    tables: CorrectionTables, folder: Path, formats: Sequence[str] = DEFAULT_FORMATS, licence: str = ""
+    tables: CorrectionTables,
+    folder: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    licence: str = "",
+    response: Response | None = None,
 ) -> tuple[Path, ...]:
     """Write the tables in all ``formats`` into ``folder``, with reference vectors and a manifest of all files.
 
@@ -59,10 +64,11 @@ def export_folder(
     Parameters
     ----------
     licence : under which the numbers may be used, for the manifest.
+    response : of simulated muons, for weights.
 
     Raises
     ------
-    InputError : an unknown format.
+    InputError : an unknown format, a response that is none.
     """
     known_formats(formats)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +80,9 @@ def export_folder(
         written.append(folder / file)
     export_reference(tables, folder / REFERENCE_FILE)
     written.append(folder / REFERENCE_FILE)
+    if response is not None:
+        export_response(response, folder / RESPONSE_FILE, tables.provenance)
+        written.append(folder / RESPONSE_FILE)
     content = {
         "format": FORMAT,
         "provenance": dict(tables.provenance),
@@ -85,7 +94,7 @@ def export_folder(
     with written_atomically(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     known = {file for file, _ in FORMATS.values()}
-    remove_stale(folder, before | known, written)
+    remove_stale(folder, before | known | {RESPONSE_FILE}, written)
     return (*written, folder / MANIFEST)
 
 
