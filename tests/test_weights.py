@@ -192,15 +192,17 @@ def test_weights_have_the_structure_of_the_muons() -> None:
     ak = pytest.importorskip("awkward")
     of = columns(12)
     flat = loaded().weights(**of)
-    square = loaded().weights(
-        **{name: np.reshape(x, (-1, 4)) if name != "phi" else x for name, x in of.items()}
-    )
+    square_columns: dict[str, Any] = {
+        name: np.reshape(x, (-1, 4)) if name != "phi" else x for name, x in of.items()
+    }
+    square = loaded().weights(**square_columns)
     np.testing.assert_array_equal(square, flat.reshape(3, 4, 7))
     one = loaded().weights(of["pt"][0], of["eta"][0], 0.0, of["charge"][0], of["gen_pt"][0])
     np.testing.assert_array_equal(one, flat[0])
-    jagged = loaded().weights(
-        **{name: ak.unflatten(x, [5, 0, 7]) if name != "phi" else x for name, x in of.items()}
-    )
+    jagged_columns: dict[str, Any] = {
+        name: ak.unflatten(x, [5, 0, 7]) if name != "phi" else x for name, x in of.items()
+    }
+    jagged = loaded().weights(**jagged_columns)
     assert ak.num(jagged, axis=1).tolist() == [5, 0, 7]
     np.testing.assert_array_equal(ak.to_numpy(ak.flatten(jagged, axis=1)), flat)
 
