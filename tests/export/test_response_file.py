@@ -94,6 +94,13 @@ def test_an_export_without_response_removes_that_of_an_earlier_one(folder: Path,
     validate_folder(folder)
 
 
+def test_also_where_the_earlier_one_lost_its_manifest(folder: Path, full_tables: Make) -> None:
+    (folder / MANIFEST).unlink()
+    export_folder(full_tables(6), folder, ("npz",))
+    assert not (folder / RESPONSE_FILE).exists()
+    validate_folder(folder)
+
+
 def test_the_same_response_is_the_same_file(folder: Path, full_tables: Make, tmp_path: Path) -> None:
     export_folder(full_tables(6), tmp_path / "again", ("npz", "json"), response=gaussian())
     for name in (RESPONSE_FILE, MANIFEST):
