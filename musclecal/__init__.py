@@ -27,6 +27,6 @@ def load(path: str | PathLike[str], period: str | None = None, *, check: bool = 
         that of the tables; a file that was edited after the export.
     """
     from musclecal.correction import Correction
-    from musclecal.export import read_tables
+    from musclecal.export import read_tables, response_beside
 
-    return Correction(read_tables(path, period, check=check))
+    return Correction(read_tables(path, period, check=check), response_beside(path, check=check))

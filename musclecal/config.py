@@ -203,6 +203,11 @@ class ExportConfig(_Table):
     licence: str = ""
     scaled: bool = True
     """Scale the statistical uncertainty by the s of the closures, where there are any."""
+    response: str | None = None
+    """Simulated sample, or resonance, whose response goes with the tables: for event weights."""
+    response_eta_edges: tuple[float, ...] | None = None
+    response_pt_edges: tuple[Positive, ...] | None = None
+    """GeV, of the true pT; without these the cells follow the statistics of the sample."""
 
     @model_validator(mode="after")
     def _formats_and_range(self) -> "ExportConfig":
@@ -215,6 +220,12 @@ class ExportConfig(_Table):
                 raise ValueError(str(error)) from None
         if not self.pt_range[0] < self.pt_range[1]:
             raise ValueError("pt_range: must increase")
+        for key in ("response_eta_edges", "response_pt_edges"):
+            edges = getattr(self, key)
+            if edges is not None and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
+                raise ValueError(f"{key}: must increase, got {list(edges)}")
+            if edges is not None and self.response is None:
+                raise ValueError(f"{key}: needs export.response")
         return self
 
 
@@ -346,6 +357,12 @@ class CampaignConfig(_Table):
         for name in use:
             if use.count(name) > 1 or (name.split()[0] in use and " " in name):
                 raise ValueError(f"joint.use: events of {name} are there twice")
+        if self.export.response is not None and not self.response_samples():
+            simulated = ", ".join(key for key, sample in self.samples.items() if sample.kind == "simulation")
+            raise ValueError(
+                f"export.response: {self.export.response!r} is no simulated sample, nor a resonance with one; "
+                f"simulated are {simulated or 'none'}"
+            )
         edges = self.propagation.pt_edges
         if edges is not None and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
             raise ValueError(f"propagation.pt_edges: must increase, got {list(edges)}")
@@ -399,6 +416,16 @@ class CampaignConfig(_Table):
             mass_reference=r.line.mass,
             phi_sectors=phi_sectors,
         )
+
+    def response_samples(self) -> dict[str, SampleConfig]:
+        """The simulated samples that export.response means, by name: one, or those of a resonance."""
+        wanted = self.export.response
+        return {
+            key: sample
+            for key, sample in self.samples.items()
+            if sample.kind == "simulation"
+            and (key == wanted if wanted in self.samples else sample.resonance == wanted)
+        }
 
     def samples_of(self, name: str, kind: str) -> dict[str, SampleConfig]:
         """Samples of one resonance and kind, by name. With the simulation as target it is on both sides."""

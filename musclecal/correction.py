@@ -12,7 +12,7 @@ float64 whatever comes in, but a float32 eta that was rounded over a bin edge st
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -32,13 +32,17 @@ from musclecal.correction_kernels import (
     reasons,
 )
 from musclecal.errors import InputError
-from musclecal.records import CorrectionTables, Floats
+from musclecal.records import CorrectionTables, Floats, Response
 from musclecal.smear import smeared_factors
+from musclecal.weights import variation_weights
 
 __all__ = ["NO_SMEARING", "Correction", "Reason", "Validity"]
 
 NO_SMEARING = "smear: these tables hold no smearing: it needs widths of two resonances, and tables for data"
 """Why there may be none."""
+_NO_RESPONSE = (
+    "weights: no response.npz beside these tables: export them with export.response in the campaign file"
+)
 _BLOCK = 1 << 17
 """Muons a thread takes at a time."""
 _REAL = ("real", "real", "real", "real")
@@ -65,13 +69,14 @@ class Validity(NamedTuple):
 
 @dataclass(frozen=True)
 class Correction:
-    """The tables of an export, ready to be applied; made by `musclecal.load`.
+    """The tables of an export, ready to be applied, and the response for weights; made by `musclecal.load`.
 
     In all methods pt (GeV), eta, phi (rad) and charge (+1 or -1) are arrays of one structure, or broadcast to one.
     ``phi`` is there for corrections that depend on it; those of A, e, M do not.
     """
 
     tables: CorrectionTables
+    response: Response | None = None
 
     @cached_property
     def _axis(self) -> EtaAxis:
@@ -193,6 +198,37 @@ class Correction:
         _in_blocks(block, len(out))
         return rebuild(out)
 
+    def weights(
+        self, pt: Any, eta: Any, phi: Any, charge: Any, gen_pt: Any, names: Sequence[str] | None = None
+    ) -> Any:  # fmt: skip
+        """(..., n_var) d ln w/d theta of simulated muons by variations, for the weight 1 + theta d ln w/d theta.
+
+        theta = 1 is a shift of +1 sigma; signs, and which muons get 0, are those of `musclecal.weights`.
+
+        Parameters
+        ----------
+        pt, eta, charge : as measured in the simulation, before any smearing.
+        gen_pt : GeV, of the matched generator-level muon after radiation; nan or <= 0 without a match.
+        names : which variations, of `variation_names`; None for all.
+
+        Raises
+        ------
+        InputError : the export has no response; an unknown name; arrays that do not fit, or are no numbers.
+        """
+        if self.response is None:
+            raise InputError(_NO_RESPONSE)
+        response, tables = self.response, self.tables if names is None else self._only(names)
+        flat, rebuild = flattened((pt, eta, charge, phi, gen_pt), (*_REAL, "real"))
+        out = np.empty((len(flat[0]), tables.n_variations))
+
+        def block(first: int) -> None:
+            part = slice(first, first + _BLOCK)
+            p, h, q, _, true = (column[part] for column in flat)
+            out[part] = variation_weights(response, tables, p, h, q, true)
+
+        _in_blocks(block, len(out))
+        return rebuild(out)
+
     def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
         reason = self._apply(reasons, (pt, eta, charge, phi), self._nominal, np.int8)
@@ -212,6 +248,15 @@ class Correction:
             raise InputError(f"syst: {syst!r} is neither nom nor one of {known} with _up or _down")
         shift = self.tables.variations[:, :, self.tables.variation_names.index(name)]
         return np.ascontiguousarray(self._nominal + sign * shift)
+
+    def _only(self, names: Sequence[str]) -> CorrectionTables:
+        """The tables with some of their variations."""
+        wanted, known = (names,) if isinstance(names, str) else tuple(names), self.variation_names
+        for name in wanted:
+            if name not in known:
+                raise InputError(f"names: {name!r} is none of {', '.join(known[:2])}, ..., {known[-1]}")
+        columns = np.ascontiguousarray(self.tables.variations[:, :, [known.index(name) for name in wanted]])
+        return replace(self.tables, variation_names=wanted, variations=columns)
 
     def _apply(
         self,

@@ -92,6 +92,25 @@ def test_axes_that_make_no_binning_are_refused_at_once(tmp_path: Path, table: st
 
 
 @pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "response = 'Psi'",
+            "export.response: 'Psi' is no simulated sample, nor a resonance with one; simulated are ",
+        ),
+        ("response = 'Z'", "export.response: 'Z' is no simulated sample"),
+        ("response = ''", "export.response: '' is no simulated sample"),
+        ("response_pt_edges = [4, 5]", "export: response_pt_edges: needs export.response"),
+        ("response = 'Jpsi'\nresponse_pt_edges = [5]", "export: response_pt_edges: must increase, got [5.0]"),
+        ("response = 'Jpsi'\nresponse_eta_edges = [1, 0]", "export: response_eta_edges: must increase"),
+        ("response = 'Jpsi'\nresponse_pt_edges = [0, 5]", "export.response_pt_edges.0"),
+    ],
+)
+def test_a_response_that_cannot_be_made_is_refused_at_once(tmp_path: Path, table: str, message: str) -> None:
+    assert message in refusal(tmp_path, MINIMAL + "[export]\n" + table)
+
+
+@pytest.mark.parametrize(
     ("table", "key"),
     [
         ("[binning]\neta_bin = 24", "binning.eta_bin"),

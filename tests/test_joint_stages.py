@@ -145,6 +145,8 @@ def test_the_export_says_how_it_was_made(finished: Path) -> None:
     assert provenance["resonances"] == "Jpsi, Z even"
     assert provenance["samples"] == "jpsi_data, jpsi_mc, z_data, z_mc"
     assert "model" not in provenance
+    assert provenance["closures"] == "Z odd"
+    assert provenance["closure_samples"] == "z_data, z_mc"
 
 
 def test_other_engines_say_so_as_well(copy: Path, command: Command) -> None:

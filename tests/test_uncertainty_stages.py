@@ -379,3 +379,42 @@ def test_without_a_resolution_the_built_in_one_is_propagated(copy: Path, command
     assert "resolution" not in table["nuisances"]
     impacts = table_of(command("propagate", "--json", "--campaign", path))
     assert not any("resolution" in source.lower() for source in impacts["W"]["sources"])
+
+
+# Provenance of an export
+
+
+def provenance(campaign: Campaign) -> dict[str, str]:
+    """What an export would say."""
+    found = campaign.export_task().options["provenance"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_an_export_names_the_closures_that_set_s(finished: Path) -> None:
+    found = provenance(Campaign(finished / "campaign.toml"))
+    assert (found["resonances"], found["samples"]) == ("Jpsi", "jpsi_data, jpsi_mc")
+    assert (found["closures"], found["closure_samples"]) == ("Y1S, Z", "y_data, y_mc, z_data, z_mc")
+    assert "uncertainty" not in found
+    assert "response" not in found
+
+
+def test_only_the_quoted_closure_sets_s(copy: Path) -> None:
+    path = changed(copy, "toys = 1000", 'toys = 1000\nquote = "Z"')
+    found = provenance(Campaign(path))
+    assert (found["closures"], found["closure_samples"]) == ("Z", "z_data, z_mc")
+
+
+def test_an_export_that_is_not_scaled_names_no_closures(copy: Path) -> None:
+    path = changed(copy, "[systematics]", "[export]\nscaled = false\n[systematics]")
+    found = provenance(Campaign(path))
+    assert "closures" not in found
+    assert "closure_samples" not in found
+    assert found["uncertainty"] == "not scaled: no closure set s"
+
+
+def test_an_export_for_simulation_names_no_data(finished: Path) -> None:
+    found = provenance(Campaign(finished / "campaign.toml", target="simulation"))
+    assert found["corrects"] == "simulation, to its own truth"
+    assert found["samples"] == "jpsi_mc"
+    assert (found["closures"], found["closure_samples"]) == ("Y1S, Z", "y_mc, z_mc")

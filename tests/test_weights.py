@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from musclecal.correction import Correction
 from musclecal.errors import InputError
 from musclecal.records import CorrectionTables, Floats, Response
 from musclecal.scale import biased_curvature
@@ -163,3 +164,64 @@ def test_single_precision_and_lists_are_taken() -> None:
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(InputError, match=r"arrays of one length, got pt \(3,\), eta \(2,\)"):
         weight_derivatives(GAUSSIAN, [1.0, 2.0, 3.0], [0.0, 0.0], 1, 30.0)
+
+
+# Of a loaded correction
+
+
+def columns(n: int = 400) -> dict[str, Any]:
+    return {**muons(n), "phi": 0.0}
+
+
+def loaded() -> Correction:
+    return Correction(tables(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])), GAUSSIAN)
+
+
+def test_a_correction_gives_the_weights_of_the_library() -> None:
+    """Of all variations, of some in their order, and of one."""
+    of = columns()
+    expected = variation_weights(GAUSSIAN, loaded().tables, **muons())
+    np.testing.assert_array_equal(loaded().weights(**of), expected)
+    some = loaded().weights(**of, names=("stat5", "stat0"))
+    np.testing.assert_array_equal(some, expected[:, [5, 0]])
+    np.testing.assert_array_equal(loaded().weights(**of, names="stat3"), expected[:, 3:4])
+    assert loaded().weights(**of, names=()).shape == (400, 0)
+
+
+def test_weights_have_the_structure_of_the_muons() -> None:
+    ak = pytest.importorskip("awkward")
+    of = columns(12)
+    flat = loaded().weights(**of)
+    square_columns: dict[str, Any] = {
+        name: np.reshape(x, (-1, 4)) if name != "phi" else x for name, x in of.items()
+    }
+    square = loaded().weights(**square_columns)
+    np.testing.assert_array_equal(square, flat.reshape(3, 4, 7))
+    one = loaded().weights(of["pt"][0], of["eta"][0], 0.0, of["charge"][0], of["gen_pt"][0])
+    np.testing.assert_array_equal(one, flat[0])
+    jagged_columns: dict[str, Any] = {
+        name: ak.unflatten(x, [5, 0, 7]) if name != "phi" else x for name, x in of.items()
+    }
+    jagged = loaded().weights(**jagged_columns)
+    assert ak.num(jagged, axis=1).tolist() == [5, 0, 7]
+    np.testing.assert_array_equal(ak.to_numpy(ak.flatten(jagged, axis=1)), flat)
+
+
+def test_many_muons_have_the_weights_of_few() -> None:
+    """More than a thread takes at a time."""
+    of = columns(1000) | {"phi": np.zeros(1000)}
+    many = {name: np.tile(x, 300) for name, x in of.items()}
+    found = loaded().weights(**many, names=["stat1"])
+    np.testing.assert_array_equal(found, np.tile(loaded().weights(**of, names=["stat1"]), (300, 1)))
+
+
+def test_without_a_response_there_are_no_weights() -> None:
+    without = Correction(loaded().tables)
+    with pytest.raises(InputError, match=r"no response\.npz beside these tables: .* export\.response"):
+        without.weights(**columns(3))
+
+
+@pytest.mark.parametrize("name", ["stat7", "stat0_up", "nom", "", None, 3])
+def test_weights_of_unknown_variations_are_refused(name: Any) -> None:
+    with pytest.raises(InputError, match=r"names: .* is none of stat0, stat1, ..., stat6"):
+        loaded().weights(**columns(3), names=[name])

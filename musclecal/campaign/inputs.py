@@ -154,10 +154,16 @@ class Inputs:
     def _inputs(self, resonance: str, kind: str) -> tuple[tuple[str, ...], tuple[Task, ...]]:
         """(files, tasks) that the samples of a resonance and kind come from."""
         names = self.config.samples_of(resonance, kind)
-        made = {task.name: task for task in self.simulate_tasks}
-        tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
+        files, tasks = self._inputs_of(names)
         if self.corrects_simulation and kind == "simulation" and names:
             tasks += (self.own_resolution_task(resonance),)
+        return files, tasks
+
+    def _inputs_of(self, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[Task, ...]]:
+        """(files, tasks) that samples come from."""
+        names = tuple(names)
+        made = {task.name: task for task in self.simulate_tasks}
+        tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
         owner: dict[str, str] = {}
         for name in names:
             for file in () if f"simulate/{name}" in made else self._files(name):

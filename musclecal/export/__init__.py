@@ -11,6 +11,7 @@ from musclecal.export.correctionlib_json import export_correctionlib, load_corre
 from musclecal.export.cpp_header import export_header
 from musclecal.export.folder import read_tables
 from musclecal.export.refinement import export_refinement, load_refinement
+from musclecal.export.response_file import load_response, response_beside
 from musclecal.export.rochester import export_rochester
 from musclecal.export.root_file import export_root, load_root
 from musclecal.export.tables import correction_tables
@@ -27,6 +28,8 @@ __all__ = [
     "load_arrays",
     "load_correctionlib",
     "load_refinement",
+    "load_response",
     "load_root",
     "read_tables",
+    "response_beside",
 ]

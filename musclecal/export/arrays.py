@@ -19,7 +19,7 @@ from musclecal.export.tables import content_of, tables_of
 from musclecal.records import CorrectionTables
 from musclecal.store import written_atomically
 
-__all__ = ["export_json", "export_npz", "json_bytes", "load_arrays", "npz_bytes"]
+__all__ = ["export_json", "export_npz", "json_bytes", "load_arrays", "npz_bytes", "read_npz"]
 
 
 def export_npz(tables: CorrectionTables, path: Path) -> None:
@@ -49,7 +49,7 @@ def load_arrays(path: str | os.PathLike[str]) -> CorrectionTables:
     """
     path = Path(path)
     try:
-        content = _read_json(path) if path.suffix == ".json" else _read_npz(path)
+        content = _read_json(path) if path.suffix == ".json" else read_npz(path)
         return tables_of(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -76,7 +76,8 @@ def _json_text(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def read_npz(path: Path) -> dict[str, Any]:
+    """What `npz_bytes` wrote, with the mappings ``provenance`` and ``units``. Raises what numpy and JSON raise."""
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         content = {name: archive[name] for name in archive.files}
     return content | {name: json.loads(str(content[name])) for name in ("provenance", "units")}

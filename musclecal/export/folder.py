@@ -18,10 +18,11 @@ from musclecal.export.manifest import (
     write_manifest,
 )
 from musclecal.export.reference_vectors import REFERENCE_FILE, export_reference
+from musclecal.export.response_file import RESPONSE_FILE, export_response
 from musclecal.export.rochester import export_rochester
 from musclecal.export.root_file import export_root, load_root
 from musclecal.export.tables import FORMAT, OLDER
-from musclecal.records import CorrectionTables
+from musclecal.records import CorrectionTables, Response
 
 __all__ = [
     "DEFAULT_FORMATS", "FORMATS", "READERS", "earlier_files", "export_folder", "holds_tables",
@@ -52,7 +53,11 @@ _OURS = tuple(name.rpartition(" ")[0] for name in (FORMAT, OLDER))
 
 
 def export_folder(
-    tables: CorrectionTables, folder: Path, formats: Sequence[str] = DEFAULT_FORMATS, licence: str = ""
+    tables: CorrectionTables,
+    folder: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    licence: str = "",
+    response: Response | None = None,
 ) -> tuple[Path, ...]:
     """Write the tables in all ``formats`` into ``folder``, with reference vectors and a manifest of all files.
 
@@ -61,10 +66,11 @@ def export_folder(
     Parameters
     ----------
     licence : under which the numbers may be used, for the manifest.
+    response : of simulated muons, for weights.
 
     Raises
     ------
-    InputError : an unknown format.
+    InputError : an unknown format, a response that is none.
     """
     known_formats(formats)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,9 @@ def export_folder(
         written.append(folder / file)
     export_reference(tables, folder / REFERENCE_FILE)
     written.append(folder / REFERENCE_FILE)
+    if response is not None:
+        export_response(response, folder / RESPONSE_FILE, tables.provenance)
+        written.append(folder / RESPONSE_FILE)
     content = {
         "format": FORMAT,
         "provenance": dict(tables.provenance),
@@ -85,7 +94,7 @@ def export_folder(
     }
     manifest = write_manifest(folder, content, written)
     known = {file for file, _ in FORMATS.values()}
-    remove_stale(folder, before | known, written)
+    remove_stale(folder, before | known | {RESPONSE_FILE}, written)
     return (*written, manifest)
 
 

@@ -16,14 +16,19 @@ __all__ = ["REFERENCE_FILE", "export_reference", "load_reference", "reference_of
 REFERENCE_FILE = "reference.parquet"
 _MUONS = 1000
 _SEED = 20161
+_NO_VALUES = (np.nan, np.inf, -np.inf, 0.0, -30.0)
+"""Of pT and eta: an eta of 0 is one, and -30 is outside."""
+_NO_CHARGES = (0.0, 2.0, -2.0, 0.5, np.nan)
+_SALTS = (0, 1, 20_260, -1)
 
 
 def export_reference(tables: CorrectionTables, path: Path) -> None:
-    """Write 1,000 muons (pt, eta, phi, charge, run, lumi, event) and what they become.
+    """Write 1,000 muons (pt, eta, phi, charge, run, lumi, event, salt) and what they become.
 
     ``scale`` is the nominal factor on pT, ``<variation>_up`` and ``<variation>_down`` that of the first and the last
-    variation, ``draw`` the unit Gaussian of the smearing with salt 0, ``smear`` its factor where there is a smearing. A
-    tenth of the muons are on edges of eta, or outside the ranges, where all factors are 1.
+    variation, ``draw`` the unit Gaussian of the smearing with the muon's salt, ``smear`` its factor where there is a
+    smearing. A fifth of the muons are on edges of eta, outside the ranges, nan, infinite, or have a charge that is
+    none: where a muon is not valid its factors are 1, but for the smearing of a wrong charge.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -45,9 +50,12 @@ def load_reference(path: Path) -> dict[str, Any]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def reference_of(tables: CorrectionTables) -> dict[str, Any]:
-    """The columns, computed with numpy alone, apart from the draws."""
-    muons = _muons(tables)
+def reference_of(tables: CorrectionTables, *, older: bool = False) -> dict[str, Any]:
+    """The columns, computed with numpy alone, apart from the draws.
+
+    ``older`` : as they were before there was a salt, with finite muons of charge +1 and -1 alone.
+    """
+    muons = _muons(tables) if older else _with_others(_muons(tables))
     pt, eta, charge = muons["pt"], muons["eta"], muons["charge"]
     result = muons | {"scale": _factors(tables, tables.parameters, pt, eta, charge)}
     for i in sorted({0, tables.n_variations - 1}):
@@ -55,11 +63,22 @@ def reference_of(tables: CorrectionTables) -> dict[str, Any]:
             shifted = tables.parameters + sign * tables.variations[:, :, i].ravel()
             name = f"{tables.variation_names[i]}_{side}"
             result[name] = _factors(tables, shifted, pt, eta, charge)
-    event = (muons["run"], muons["lumi"], muons["event"])
-    result["draw"] = normal_draws(*event, muons["phi"])
-    if tables.smearing is not None:
-        result["smear"] = smeared_factors(pt, eta, muons["phi"], *event, 0, tables.smearing, tables.pt_range)
-    return result
+    return result | _smeared(tables, muons)
+
+
+def _smeared(tables: CorrectionTables, muons: dict[str, Any]) -> dict[str, Any]:
+    """The columns ``draw`` and ``smear``."""
+    draw, factor = np.empty(_MUONS), np.ones(_MUONS)
+    salts = muons.get("salt", np.zeros(_MUONS, dtype=np.int64))
+    for salt in np.unique(salts):
+        of = salts == salt
+        run, lumi, event, phi = (muons[name][of] for name in ("run", "lumi", "event", "phi"))
+        draw[of] = normal_draws(run, lumi, event, phi, int(salt))
+        if tables.smearing is not None:
+            factor[of] = smeared_factors(
+                muons["pt"][of], muons["eta"][of], phi, run, lumi, event, int(salt), tables.smearing, tables.pt_range
+            )  # fmt: skip
+    return {"draw": draw} | ({} if tables.smearing is None else {"smear": factor})
 
 
 def _muons(tables: CorrectionTables) -> dict[str, Any]:
@@ -79,8 +98,26 @@ def _muons(tables: CorrectionTables) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _with_others(muons: dict[str, Any]) -> dict[str, Any]:
+    """The muons, some with values that are none, and some with other salts."""
+    pt, eta, charge = (muons[name].copy() for name in ("pt", "eta", "charge"))
+    n = len(_NO_VALUES)
+    for i, value in enumerate(_NO_VALUES):
+        pt[100 + i : 130 : n], eta[130 + i : 160 : n] = value, value
+    for i, value in enumerate(_NO_CHARGES):
+        charge[160 + i : 200 : len(_NO_CHARGES)] = value
+    salt = np.zeros(_MUONS, dtype=np.int64)
+    for i, value in enumerate(_SALTS):
+        salt[800 + i :: len(_SALTS)] = value
+    return muons | {"pt": pt, "eta": eta, "charge": charge, "salt": salt}
+
+
 def _factors(tables: CorrectionTables, parameters: Floats, pt: Floats, eta: Floats, charge: Floats) -> Floats:
+    """1 where a muon is not valid; nan has no bin, and is in no range."""
     i = np.searchsorted(tables.eta_edges, eta, side="right") - 1
     valid = (i >= 0) & (i < tables.n_eta) & (pt >= tables.pt_range[0]) & (pt < tables.pt_range[1])
-    A, e, M = parameters.reshape(-1, 3)[np.where(valid, i, 0)].T
-    return np.where(valid, 1.0 / (1.0 + relative_correction(pt, charge, A, e, M)), 1.0)
+    valid &= np.abs(charge) == 1.0
+    out = np.ones(len(pt))
+    A, e, M = parameters.reshape(-1, 3)[i[valid]].T
+    out[valid] = 1.0 / (1.0 + relative_correction(pt[valid], charge[valid], A, e, M))
+    return out

@@ -12,6 +12,7 @@ from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME, VAR
 from musclecal.export.folder import FORMATS, READERS
 from musclecal.export.manifest import MANIFEST, check_hash, listed_files, merged_periods, period_file
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
+from musclecal.export.response_file import RESPONSE_FILE, check_response_file
 from musclecal.export.tables import content_of
 from musclecal.records import CorrectionTables
 
@@ -27,8 +28,8 @@ def validate_folder(folder: Path) -> tuple[str, ...]:
 
     Schema and completeness, finite numbers, covariance without negative eigenvalues, order of the parameters, and
     variations that sum to it (these when a file is read, see `musclecal.export.tables.checked_tables`); the same tables
-    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib. In a folder of
-    `musclecal.export.merge` the same for every period.
+    in all files; hashes of the manifest; the reference muons, with numpy and with correctionlib; the response, if there
+    is one. In a folder of `musclecal.export.merge` the same for every period.
 
     Raises
     ------
@@ -62,6 +63,8 @@ def _checks(folder: Path) -> Iterator[str]:
     library = FORMATS["correctionlib"][0]
     if library in read:
         yield _check_correctionlib(folder / library, tables)
+    if (folder / RESPONSE_FILE).is_file():
+        yield check_response_file(folder / RESPONSE_FILE, tables.provenance)
 
 
 def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
@@ -77,7 +80,7 @@ def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
 
 def _check_manifest(folder: Path) -> str:
     files = listed_files(folder)
-    for name in (*(file for file, _ in FORMATS.values()), REFERENCE_FILE):
+    for name in (*(file for file, _ in FORMATS.values()), REFERENCE_FILE, RESPONSE_FILE):
         if (folder / name).is_file() and name not in files:
             raise InputError(f"{folder / name}: is not in the manifest")
     for name, expected in files.items():
@@ -104,7 +107,8 @@ def _same(path: Path, one: CorrectionTables, other: CorrectionTables) -> None:
 
 
 def _check_reference(path: Path, tables: CorrectionTables) -> str:
-    given, expected = load_reference(path), reference_of(tables)
+    given = load_reference(path)
+    expected = reference_of(tables, older="salt" not in given)
     _compare(path, given, lambda name: expected[name], set(expected))
     return f"{path.name}: {len(given['pt'])} muons, computed again"
 
@@ -117,8 +121,8 @@ def _check_correctionlib(path: Path, tables: CorrectionTables, *period: str) -> 
 
     def evaluated(name: str) -> Any:
         if name == "smear":
-            names = ("pt", "eta", "phi", "run", "lumi", "event")
-            return found[SMEAR_NAME].evaluate(*period, *(reference[n] for n in names), 0)
+            names = ("pt", "eta", "phi", "run", "lumi", "event", "salt")
+            return found[SMEAR_NAME].evaluate(*period, *(reference[n] for n in names))
         return found[CORRECTION_NAME].evaluate(*period, *muon, "nom" if name == "scale" else name)
 
     def by_number(name: str) -> Any:
@@ -145,6 +149,8 @@ def _compare(path: Path, given: dict[str, Any], expected: Callable[[str], Any], 
         found, wanted = given[name], expected(name)
         if np.shape(found) != np.shape(wanted) or found.dtype.kind not in "iuf":
             raise InputError(f"{path}: {name} is no column of {len(wanted)} numbers")
-        wrong = ~(np.abs(found - wanted) <= _FACTORS)
+        with np.errstate(invalid="ignore"):
+            same = (found == wanted) | (np.abs(found - wanted) <= _FACTORS)
+        wrong = ~(same | ((found != found) & (wanted != wanted)))
         if np.any(wrong):
             raise InputError(f"{path}: {name} of reference muon {int(np.argmax(wrong))} is another number")

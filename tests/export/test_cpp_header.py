@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from musclecal.errors import InputError
 from musclecal.export import export_correctionlib, export_header
 from musclecal.export.cpp_header import namespace_of
+from musclecal.export.reference_vectors import reference_of
 from musclecal.records import CorrectionTables, Muons
 from musclecal.scale import relative_correction
 from musclecal.smear import extra_sigma, normal_draws
@@ -109,6 +110,24 @@ class Sample:
         outside = ~((self.eta >= t.eta_edges[0]) & (self.eta < t.eta_edges[-1]))
         no_charge = np.abs(self.charge) != 1.0
         return np.select([~finite, self.pt < low, self.pt >= high, outside, no_charge], [1, 2, 3, 4, 5], 0)
+
+
+def test_header_gives_the_reference_muons(full_tables: Make, tmp_path: Path) -> None:
+    """nan, infinite, of no charge, and with other salts among them."""
+    t = full_tables(6)
+    export_header(t, tmp_path / "muon_scale.h")
+    columns = reference_of(t)
+    m = Sample(1000, t.eta_edges, t.n_variations)
+    for name in ("pt", "eta", "phi", "charge", "run", "lumi", "event", "salt"):
+        setattr(m, name, columns[name])
+    m.ivar, m.nsigma = np.full(1000, t.n_variations - 1), np.full(1000, -1.0)
+    run = subprocess.run([compiled(PROGRAM, tmp_path)], input=m.packed(), capture_output=True, check=True)
+    nominal, varied, smeared, reason = np.frombuffer(run.stdout).reshape(1000, 4).T
+    last = f"{t.variation_names[-1]}_down"
+    for found, name in ((nominal, "scale"), (varied, last), (smeared, "smear")):
+        np.testing.assert_allclose(found, columns[name], rtol=0.0, atol=1e-12)
+    assert set(reason) == {0, 1, 2, 3, 4, 5}
+    np.testing.assert_array_equal(columns["scale"][reason != 0], 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import correctionlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +18,10 @@ from musclecal.export import export_npz
 from musclecal.export.arrays import npz_bytes
 from musclecal.export.folder import DEFAULT_FORMATS, FORMATS, export_folder
 from musclecal.export.manifest import MANIFEST, content_hash
-from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference
+from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
 from musclecal.export.validate import validate_folder
 from musclecal.records import CorrectionTables
+from musclecal.smear import normal_draws
 
 Make = Callable[..., CorrectionTables]
 FILES = (*(FORMATS[name][0] for name in FORMATS), REFERENCE_FILE)
@@ -124,20 +126,84 @@ def test_an_unknown_format_writes_nothing(full_tables: Make, tmp_path: Path) -> 
 def test_reference_muons_sit_on_edges_and_outside(folder: Path, full_tables: Make) -> None:
     t, columns = full_tables(6), load_reference(folder / REFERENCE_FILE)
     names = {"stat0_up", "stat0_down", "closure_Z3_up", "closure_Z3_down", "scale", "smear"}
-    assert set(columns) == {"pt", "eta", "phi", "charge", "run", "lumi", "event", "draw"} | names
-    outside = (
-        (columns["pt"] < 2.0) | (columns["pt"] >= 200.0) | (columns["eta"] >= 2.4) | (columns["eta"] < -2.4)
-    )
-    assert 40 < outside.sum() < 100
-    assert np.isin(columns["eta"], t.eta_edges).sum() >= 50
+    assert set(columns) == {"pt", "eta", "phi", "charge", "run", "lumi", "event", "salt", "draw"} | names
+    pt, eta, charge = (columns[name] for name in ("pt", "eta", "charge"))
+    inside = (pt >= 2.0) & (pt < 200.0) & (eta < 2.4) & (eta >= -2.4)
+    valid = inside & np.isin(charge, (-1.0, 1.0))
+    assert 100 < (~inside).sum() < 160
+    assert (inside & ~valid).sum() == 40
+    assert np.isin(eta, t.eta_edges).sum() >= 50
     for name in names:
-        np.testing.assert_array_equal(columns[name][outside], 1.0)
+        np.testing.assert_array_equal(columns[name][~(inside if name == "smear" else valid)], 1.0)
         assert np.all(np.isfinite(columns[name]))
-        assert np.mean(columns[name][~outside] != 1.0) > 0.5
-    i = np.searchsorted(t.eta_edges, columns["eta"][~outside], side="right") - 1
-    k, q = 1.0 / columns["pt"][~outside], columns["charge"][~outside]
+        assert np.mean(columns[name][valid] != 1.0) > 0.5
+    i = np.searchsorted(t.eta_edges, eta[valid], side="right") - 1
+    k, q = 1.0 / pt[valid], charge[valid]
     by_hand = k / ((1.0 + t.A[i] - t.e[i] * k) * k + q * t.M[i])
-    np.testing.assert_allclose(columns["scale"][~outside], by_hand, rtol=1e-14)
+    np.testing.assert_allclose(columns["scale"][valid], by_hand, rtol=1e-14)
+
+
+def test_reference_muons_with_values_that_are_none(folder: Path) -> None:
+    columns = load_reference(folder / REFERENCE_FILE)
+    for name in ("pt", "eta"):
+        column = columns[name]
+        assert min(np.isnan(column).sum(), np.isposinf(column).sum(), np.isneginf(column).sum()) >= 5, name
+    assert min((columns["pt"] == 0.0).sum(), (columns["pt"] < 0.0).sum()) >= 5
+    for charge in (0.0, 2.0, -2.0, 0.5):
+        assert (columns["charge"] == charge).sum() >= 5
+    assert np.isnan(columns["charge"]).sum() >= 5
+
+
+def test_reference_draws_of_other_salts(folder: Path) -> None:
+    """Each by the correctionlib file, and none is that of salt 0."""
+    columns = load_reference(folder / REFERENCE_FILE)
+    salts, counts = np.unique(columns["salt"], return_counts=True)
+    assert salts.tolist() == [-1, 0, 1, 20_260]
+    assert counts.min() == 50
+    names = ("pt", "eta", "phi", "run", "lumi", "event")
+    library = correctionlib.CorrectionSet.from_file(str(folder / "muon_scale.json.gz"))["muon_pt_smear"]
+    for n in range(800, 1000):
+        muon = [columns[name][n].item() for name in names]
+        assert library.evaluate(*muon, int(columns["salt"][n])) == pytest.approx(
+            columns["smear"][n], abs=1e-12
+        )
+    first = normal_draws(*(columns[name] for name in ("run", "lumi", "event", "phi")))
+    assert np.array_equal(first == columns["draw"], columns["salt"] == 0)
+
+
+def as_before_the_salt(folder: Path, tables: CorrectionTables) -> None:
+    """The folder with the reference muons of an older version."""
+    pq.write_table(pa.table(reference_of(tables, older=True)), folder / REFERENCE_FILE)
+    declare(folder, REFERENCE_FILE)
+
+
+def test_reference_muons_of_an_older_folder(folder: Path, full_tables: Make) -> None:
+    as_before_the_salt(folder, full_tables(6))
+    columns = load_reference(folder / REFERENCE_FILE)
+    assert "salt" not in columns
+    assert all(np.all(np.isfinite(column)) for column in columns.values())
+    assert "reference.parquet: 1000 muons, computed again" in validate_folder(folder)
+    edit_reference(folder, lambda c: c["draw"].__setitem__(900, 0.5))
+    assert_refused(folder, REFERENCE_FILE, "draw of reference muon 900")
+
+
+def test_the_salt_cannot_be_left_out(folder: Path) -> None:
+    edit_reference(folder, lambda columns: columns.pop("salt"))
+    assert_refused(folder, REFERENCE_FILE, "of reference muon 1")
+
+
+@pytest.mark.parametrize(
+    ("column", "row"), [("pt", 100), ("pt", 101), ("eta", 130), ("charge", 164), ("scale", 100)]
+)
+def test_what_is_none_in_the_reference_must_be_none(folder: Path, column: str, row: int) -> None:
+    """nan, infinity, and the factor of nan."""
+    edit_reference(folder, lambda columns: columns[column].__setitem__(row, 7.0))
+    assert_refused(folder, REFERENCE_FILE, f"{column} of reference muon {row} is another number")
+    edit_reference(folder, lambda columns: columns[column].__setitem__(row, np.nan))
+    if column == "scale" or row == 101:
+        assert_refused(folder, REFERENCE_FILE, f"{column} of reference muon {row} is another number")
+    else:
+        validate_folder(folder)
 
 
 # What does not
