@@ -1,0 +1,260 @@
+r"""A muon through the planes of a detector: predicted hits, and their derivatives in everything that can be fitted.
+
+At each plane, in the order of the track (physics.md section 5):
+
+1. a helix step to the plane in the field B (1 + b), B the map half-way between where the track is and the centre of the
+   module;
+2. the local coordinates of the crossing, less the shifts of the module, are what a hit should be;
+3. the mean energy loss E' = E - eps(p) x (1 + m)/|c|, with eps (GeV cm2/g), the thickness x (g/cm2) and the cosine c of
+   the angle to the normal; scattering with the variance of Highland in lambda, and that over cos^2(lambda) in phi.
+
+Derivatives are carried forward as d state/d column; a step multiplies them by one 6 x 6 Jacobian. The change of the
+field along a step is not in them: relative to what is, it is 1e-4.
+
+The simulation uses the same steps, so that a fit with the true constants finds the truth to rounding.
+
+Not for: fits (`musclecal.geometry.refit`), or which modules a track meets (`musclecal.geometry.simulate`).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musclecal.compiled import kernel
+from musclecal.geometry.field import field_at
+from musclecal.geometry.helix import CROSSED, cross_one, stay_on_plane, tangent, transport_derivatives
+from musclecal.geometry.material import highland_variance, loss_at
+from musclecal.records import Floats
+
+__all__ = ["B", "GAMMA", "LOST_TRACK", "M", "TRACED", "W", "Planes", "Trace", "new_trace", "trace"]
+
+TRACED = 0
+"""Status: the track crosses all of its planes."""
+LOST_TRACK = 1
+"""Status: it misses one, or it stops."""
+
+B, M, W, GAMMA = 2, 3, 4, 5
+"""Slots of a unit's parameters, after the shifts 0 and 1 (`ModuleParameters`)."""
+
+_KICKS = 2
+_STRAIGHT = 1e-9
+"""1/GeV: below it a track loses no energy."""
+
+
+class Planes(NamedTuple):
+    """What a track goes through: n sensors of n_unit mechanical units.
+
+    Attributes
+    ----------
+    centre : (n, 3) cm. axes : (n, 3, 3) the unit vectors u, v and w (normal).
+    radiation_lengths, mass_thickness : (n,) 1 and g/cm2, at normal incidence.
+    measures_v : (n,) whether there is a hit in v as well.
+    unit, slot : (n,) of the sensor, and which of the unit's parameters is its shift along u.
+    r, z, bending : (n_r,), (n_z,) cm and (n_r, n_z) GeV/cm, the field map times the curvature constant.
+    loss : (n_p, 2) eps at momenta whose logarithms are ``log_p`` (first, step) apart, and d eps/d ln p.
+    muon_mass : GeV.
+    """
+
+    centre: Floats
+    axes: Floats
+    radiation_lengths: Floats
+    mass_thickness: Floats
+    measures_v: NDArray[np.bool_]
+    unit: NDArray[np.int32]
+    slot: NDArray[np.int32]
+    r: Floats
+    z: Floats
+    bending: Floats
+    loss: Floats
+    first_log_p: float
+    log_p_step: float
+    muon_mass: float
+
+
+class Trace(NamedTuple):
+    """What `trace` writes, for up to n planes; rows 2 i and 2 i + 1 are u and v of plane i.
+
+    Columns: ``n_start`` of the start; the kicks in lambda and phi behind plane i at n_start + 2 i and + 1; and, with
+    parameters, the kick in q/p behind plane i and b of the step to it at n_start + 2 n + 2 i and + 1.
+
+    Attributes
+    ----------
+    predicted : (2 n,) cm. derivative : (2 n, n_column) d predicted/d column.
+    variance : (n, 2) of the kicks. loss : (n,) d(q/p)/d m behind a plane. slope : (2 n,) d predicted/d w.
+    local : (n, 2) the crossing in the module without shifts, cm.
+    state : (6,) behind the last plane.
+    carried : (6, n_column) d state/d column. jacobian, step : (6, 6) and (4, 6) of one step.
+    """
+
+    predicted: Floats
+    derivative: Floats
+    variance: Floats
+    loss: Floats
+    slope: Floats
+    local: Floats
+    state: Floats
+    carried: Floats
+    jacobian: Floats
+    step: Floats
+
+
+@kernel
+def new_trace(n: int, n_start: int, with_parameters: bool) -> Trace:
+    """Room for ``n`` planes."""
+    n_column = n_start + (4 * n if with_parameters else 2 * n)
+    return Trace(
+        np.zeros(2 * n), np.zeros((2 * n, n_column)), np.zeros((n, 2)), np.zeros(n), np.zeros(2 * n),
+        np.zeros((n, 2)), np.zeros(6), np.zeros((6, n_column)), np.zeros((6, 6)), np.zeros((4, 6)),
+    )  # fmt: skip
+
+
+@kernel
+def trace(
+    start: Floats, start_derivative: Floats, modules: NDArray[np.int32], n: int, planes: Planes, parameters: Floats,
+    with_parameters: bool, out: Trace,
+) -> int:  # fmt: skip
+    """Follow a track through ``n`` planes and fill ``out``; the status.
+
+    ``start`` (6,) and its derivatives ``start_derivative`` (6, n_start); ``modules`` (n,) sensors in the order of the
+    track; ``parameters`` (n_unit, n_slot) where the detector is assumed to be.
+    """
+    n_start = start_derivative.shape[1]
+    extra = n_start + _KICKS * n
+    state, carried = out.state, out.carried
+    state[:] = start
+    carried[:, :] = 0.0
+    out.derivative[: 2 * n, :] = 0.0
+    carried[:, :n_start] = start_derivative
+    for i in range(n):
+        values = parameters[planes.unit[modules[i]]]
+        behind = n_start + _KICKS * i
+        if _step(modules[i], planes, values, out) != CROSSED:
+            return LOST_TRACK
+        _advance(carried, out.jacobian, 0, behind)
+        _measure(modules[i], i, planes, values, out, 0, behind)
+        if with_parameters:
+            b = extra + 2 * i + 1
+            _advance(carried, out.jacobian, extra, b - 1)
+            carried[:, b] = out.step[0]
+            _measure(modules[i], i, planes, values, out, extra, b + 1)
+        if _matter(modules[i], i, planes, values, out, behind, extra, with_parameters) != TRACED:
+            return LOST_TRACK
+    return TRACED
+
+
+@kernel
+def _step(module: int, planes: Planes, values: Floats, out: Trace) -> int:
+    """Move ``state`` to the plane; derivatives of the step into ``out.jacobian`` and rows of ``out.step``."""
+    state, centre, normal = out.state, planes.centre[module], planes.axes[module, 2]
+    d_b, d_s, d_offset, end = out.step[0], out.step[1], out.step[2], out.step[3]
+    x, y, z = 0.5 * (state[3] + centre[0]), 0.5 * (state[4] + centre[1]), 0.5 * (state[5] + centre[2])
+    bending = field_at(math.sqrt(x * x + y * y), z, planes.r, planes.z, planes.bending)
+    if values.size > W:
+        centre = centre + values[W] * normal
+    status, s = cross_one(state, bending, values[B], centre, normal, 0.0, end)
+    if status != CROSSED:
+        return int(status)
+    transport_derivatives(state, s, bending, values[B], out.jacobian, d_b)
+    tangent(end, bending, values[B], d_s)
+    stay_on_plane(out.jacobian, d_b, d_s, normal, d_offset)
+    state[:] = end
+    return int(status)
+
+
+@kernel
+def _advance(carried: Floats, jacobian: Floats, first: int, last: int) -> None:
+    """Columns ``first`` to ``last`` times the Jacobian of a step, which leaves q/p and lambda as they are."""
+    for c in range(first, last):
+        q, lam, phi, x, y, z = (
+            carried[0, c], carried[1, c], carried[2, c], carried[3, c], carried[4, c], carried[5, c],
+        )  # fmt: skip
+        for row in range(2, 6):
+            carried[row, c] = (
+                jacobian[row, 0] * q + jacobian[row, 1] * lam + jacobian[row, 2] * phi
+                + jacobian[row, 3] * x + jacobian[row, 4] * y + jacobian[row, 5] * z
+            )  # fmt: skip
+
+
+@kernel
+def _measure(
+    module: int, i: int, planes: Planes, values: Floats, out: Trace, first: int, last: int
+) -> None:
+    """Predicted hit in plane ``i`` and its derivatives in the columns ``first`` to ``last``."""
+    centre, state, d_s = planes.centre[module], out.state, out.step[1]
+    normal = planes.axes[module, 2]
+    gamma = values[GAMMA] if values.size > W else 0.0
+    for k in range(2):
+        axis, other = planes.axes[module, k], planes.axes[module, 1 - k]
+        turn = gamma if k == 0 else -gamma
+        ax, ay, az = axis[0] + turn * other[0], axis[1] + turn * other[1], axis[2] + turn * other[2]
+        row = 2 * i + k
+        position, slope, forward = 0.0, 0.0, 0.0
+        for c in range(3):
+            position += axis[c] * (state[3 + c] - centre[c])
+            slope += axis[c] * d_s[3 + c]
+            forward += normal[c] * d_s[3 + c]
+        out.local[i, k] = position
+        out.slope[row] = slope / forward
+        for c in range(first, last):
+            out.derivative[row, c] = (
+                ax * out.carried[3, c] + ay * out.carried[4, c] + az * out.carried[5, c]
+            )
+    u, v = out.local[i, 0], out.local[i, 1]
+    out.predicted[2 * i] = u + gamma * v - values[planes.slot[module]]
+    out.predicted[2 * i + 1] = v - gamma * u - (values[1] if planes.measures_v[module] else 0.0)
+
+
+@kernel
+def _matter(
+    module: int, i: int, planes: Planes, values: Floats, out: Trace, behind: int, extra: int,
+    with_parameters: bool,
+) -> int:  # fmt: skip
+    """Energy loss and scattering in plane ``i``: the state behind it, and the columns that begin there."""
+    state, carried, normal = out.state, out.carried, planes.axes[module, 2]
+    q_over_p, lam, phi = state[0], state[1], state[2]
+    cos_lam, sin_lam, cos_phi, sin_phi = math.cos(lam), math.sin(lam), math.cos(phi), math.sin(phi)
+    across = normal[0] * cos_phi + normal[1] * sin_phi
+    cosine = across * cos_lam + normal[2] * sin_lam
+    path = 1.0 / abs(cosine)
+    out.variance[i, 0], out.variance[i, 1], out.loss[i] = 0.0, 0.0, 0.0
+    if abs(q_over_p) < _STRAIGHT:
+        return TRACED
+    p = 1.0 / abs(q_over_p)
+    energy = math.sqrt(p * p + planes.muon_mass * planes.muon_mass)
+    variance = highland_variance(p, energy, planes.radiation_lengths[module] * path)
+    out.variance[i, 0] = variance
+    out.variance[i, 1] = variance / (cos_lam * cos_lam)
+
+    eps, eps_slope = loss_at(math.log(p), planes.loss, planes.first_log_p, planes.log_p_step)
+    nominal = planes.mass_thickness[module] * path
+    thickness = nominal * (1.0 + values[M])
+    left = energy - eps * thickness
+    if not left > planes.muon_mass:
+        return LOST_TRACK
+    p_left = math.sqrt(left * left - planes.muon_mass * planes.muon_mass)
+    after = q_over_p * p / p_left
+    by_energy = -after / p_left * (left / p_left)
+    by_p = by_energy * (p / energy - eps_slope / p * thickness)
+    by_q_over_p = -by_p * p / q_over_p
+    by_path = -by_energy * eps * thickness * abs(cosine)
+    by_lam = by_path * _d_path(cosine, normal[2] * cos_lam - across * sin_lam)
+    by_phi = by_path * _d_path(cosine, (normal[1] * cos_phi - normal[0] * sin_phi) * cos_lam)
+    out.loss[i] = -by_energy * eps * nominal
+    state[0] = after
+    for c in range(behind):
+        carried[0, c] = by_q_over_p * carried[0, c] + by_lam * carried[1, c] + by_phi * carried[2, c]
+    carried[1, behind] = 1.0
+    carried[2, behind + 1] = 1.0
+    if with_parameters:
+        for c in range(extra, extra + 2 * i + 2):
+            carried[0, c] = by_q_over_p * carried[0, c] + by_lam * carried[1, c] + by_phi * carried[2, c]
+        carried[0, extra + 2 * i] = 1.0
+    return TRACED
+
+
+@kernel
+def _d_path(cosine: float, d_cosine: float) -> float:
+    """d(1/abs(cosine)) of a change of the cosine."""
+    return -d_cosine / (cosine * abs(cosine))
