@@ -25,7 +25,8 @@ from musclecal.records import Floats
 
 __all__ = [
     "CONVERGED", "DID_NOT_CONVERGE", "NOT_POSITIVE", "LOST_TRACK", "TOO_FEW_HITS",
-    "Fit", "Hits", "fit_track", "new_fit", "parameter_rows", "perigee_state", "seed", "whiten", "outlier_chi2",
+    "Fit", "Hits", "fit_track", "measured_rows", "new_fit", "outlier_chi2", "parameter_rows", "perigee_state", "seed",
+    "whiten",
 ]  # fmt: skip
 
 CONVERGED, LOST_TRACK, NOT_POSITIVE, DID_NOT_CONVERGE, TOO_FEW_HITS = 0, 1, 2, 3, 4
@@ -85,43 +86,74 @@ def perigee_state(local: Floats, state: Floats, derivative: Floats) -> None:
 
 
 @kernel
-def whiten(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
-    """Fill ``fit`` from its trace: measured rows, L, and the whitened A and r; the status."""
+def measured_rows(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
+    """Fill A, r and the lower triangle of V of ``fit`` from its trace; the number of measured rows."""
     out, rows, lower, kicks, which = fit.trace, fit.rows, fit.lower, fit.kicks, fit.which
     n_row = 0
     for i in range(n):
         for k in range(2):
-            value = hits.u[i] if k == 0 else hits.v[i]
+            value, sigma = (hits.u[i], hits.sigma_u[i]) if k == 0 else (hits.v[i], hits.sigma_v[i])
             if np.isnan(value):
                 continue
-            sigma = hits.sigma_u[i] if k == 0 else hits.sigma_v[i]
             row = 2 * i + k
             which[n_row] = row
             rows[n_row, :n_start] = out.derivative[row, :n_start]
             rows[n_row, n_start] = value - out.predicted[row]
-            for j in range(n_row + 1):
-                lower[n_row, j] = 0.0
+            lower[n_row, :n_row] = 0.0
             lower[n_row, n_row] = sigma * sigma
-            for j in range(i):
-                for kick in range(2):
-                    kicks[2 * j + kick, n_row] = (
-                        math.sqrt(out.variance[j, kick]) * out.derivative[row, n_start + 2 * j + kick]
-                    )
-            for j in range(2 * i, 2 * n):
-                kicks[j, n_row] = 0.0
+            for j in range(2 * i):
+                kick = math.sqrt(out.variance[j // 2, j % 2]) * out.derivative[row, n_start + j]
+                kicks[j, n_row] = kick
+                # Along the second index: earlier rows have no kick from planes behind them
+                for b in range(n_row + 1):
+                    lower[n_row, b] += kick * kicks[j, b]
+            kicks[2 * i : 2 * n, n_row] = 0.0
             n_row += 1
     fit.n[0] = n_row
-    if n_row < n_start:
-        return TOO_FEW_HITS
-    for a in range(n_row):
-        for j in range(2 * (which[a] // 2)):
-            factor = kicks[j, a]
-            for b in range(a + 1):
-                lower[a, b] += factor * kicks[j, b]
-    if not cholesky(lower, n_row):
-        return NOT_POSITIVE
-    forward_substitute(lower, n_row, rows, n_start + 1)
-    return CONVERGED
+    return n_row
+
+
+@kernel
+def parameter_rows(
+    hits: Hits, n: int, n_start: int, planes: Planes, parameters: Floats, fit: Fit, units: NDArray[np.int32]
+) -> int:
+    """Fill G of ``fit`` from its trace: columns in the order of ``units``, which is written; the number of units."""
+    out, n_row, n_slot = fit.trace, fit.n[0], parameters.shape[1]
+    g = fit.rows[:, n_start + 1 :]
+    extra = n_start + 2 * n
+    n_unit = 0
+    for i in range(n):
+        module = hits.module[i]
+        unit = planes.unit[module]
+        if n_unit == 0 or units[n_unit - 1] != unit:
+            units[n_unit] = unit
+            n_unit += 1
+            g[:n_row, (n_unit - 1) * n_slot : n_unit * n_slot] = 0.0
+        first = (n_unit - 1) * n_slot
+        for a in range(n_row):
+            row = fit.which[a]
+            g[a, first + M] += out.derivative[row, extra + 2 * i] * out.loss[i]
+            g[a, first + B] += out.derivative[row, extra + 2 * i + 1]
+            if row == 2 * i:
+                g[a, first + planes.slot[module]] -= 1.0
+            elif row == 2 * i + 1:
+                g[a, first + 1] -= 1.0
+            if n_slot > W and row // 2 == i:
+                sign = 1.0 if row == 2 * i else -1.0
+                other = 2 * i + 1 if row == 2 * i else 2 * i
+                turned = sign * parameters[unit, GAMMA]
+                g[a, first + W] += out.slope[row] + turned * out.slope[other]
+                g[a, first + GAMMA] += sign * out.local[i, other - 2 * i]
+    return n_unit
+
+
+@kernel
+def whiten(fit: Fit, n_column: int) -> bool:
+    """L and the first ``n_column`` columns of the rows times L^-1; False where V is not positive."""
+    if not cholesky(fit.lower, fit.n[0]):
+        return False
+    forward_substitute(fit.lower, fit.n[0], fit.rows, n_column)
+    return True
 
 
 @kernel
@@ -156,9 +188,10 @@ def fit_track(
         perigee_state(local, state, derivative)
         if trace(state, derivative, hits.module, n, planes, parameters, False, fit.trace) != TRACED:
             return LOST_TRACK, chi2
-        status = whiten(hits, n, 5, fit)
-        if status != CONVERGED:
-            return status, chi2
+        if measured_rows(hits, n, 5, fit) < 5:
+            return TOO_FEW_HITS, chi2
+        if not whiten(fit, 6):
+            return NOT_POSITIVE, chi2
         chi2 = normal_equations(fit.rows, fit.n[0], 5, matrix, step)
         if not cholesky(matrix, 5):
             return NOT_POSITIVE, chi2
