@@ -164,17 +164,22 @@ def _step(module: int, planes: Planes, values: Floats, out: Trace) -> int:
 
 
 @kernel
-def _advance(carried: Floats, jacobian: Floats, first: int, last: int) -> None:
-    """Columns ``first`` to ``last`` times the Jacobian of a step, which leaves q/p and lambda as they are."""
+def _advance(carried: Floats, j: Floats, first: int, last: int) -> None:
+    """Columns ``first`` to ``last`` times the Jacobian ``j`` of a step, which leaves q/p and lambda as they are.
+
+    Written out: so it is vectorised.
+    """
+    p0, p1, p2, p3, p4, p5 = j[2, 0], j[2, 1], j[2, 2], j[2, 3], j[2, 4], j[2, 5]
+    x0, x1, x2, x3, x4, x5 = j[3, 0], j[3, 1], j[3, 2], j[3, 3], j[3, 4], j[3, 5]
+    y0, y1, y2, y3, y4, y5 = j[4, 0], j[4, 1], j[4, 2], j[4, 3], j[4, 4], j[4, 5]
+    z0, z1, z2, z3, z4, z5 = j[5, 0], j[5, 1], j[5, 2], j[5, 3], j[5, 4], j[5, 5]
     for c in range(first, last):
-        q, lam, phi, x, y, z = (
-            carried[0, c], carried[1, c], carried[2, c], carried[3, c], carried[4, c], carried[5, c],
-        )  # fmt: skip
-        for row in range(2, 6):
-            carried[row, c] = (
-                jacobian[row, 0] * q + jacobian[row, 1] * lam + jacobian[row, 2] * phi
-                + jacobian[row, 3] * x + jacobian[row, 4] * y + jacobian[row, 5] * z
-            )  # fmt: skip
+        q, lam, phi = carried[0, c], carried[1, c], carried[2, c]
+        x, y, z = carried[3, c], carried[4, c], carried[5, c]
+        carried[2, c] = p0 * q + p1 * lam + p2 * phi + p3 * x + p4 * y + p5 * z
+        carried[3, c] = x0 * q + x1 * lam + x2 * phi + x3 * x + x4 * y + x5 * z
+        carried[4, c] = y0 * q + y1 * lam + y2 * phi + y3 * x + y4 * y + y5 * z
+        carried[5, c] = z0 * q + z1 * lam + z2 * phi + z3 * x + z4 * y + z5 * z
 
 
 @kernel
@@ -213,8 +218,9 @@ def _matter(
 ) -> int:  # fmt: skip
     """Energy loss and scattering in plane ``i``: the state behind it, and the columns that begin there."""
     state, carried, normal = out.state, out.carried, planes.axes[module, 2]
-    q_over_p, lam, phi = state[0], state[1], state[2]
-    cos_lam, sin_lam, cos_phi, sin_phi = math.cos(lam), math.sin(lam), math.cos(phi), math.sin(phi)
+    q_over_p, cos_phi, sin_phi, tan_lam = state[0], out.step[1, 3], out.step[1, 4], out.step[1, 5]
+    cos_lam = 1.0 / math.sqrt(1.0 + tan_lam * tan_lam)
+    sin_lam = tan_lam * cos_lam
     across = normal[0] * cos_phi + normal[1] * sin_phi
     cosine = across * cos_lam + normal[2] * sin_lam
     path = 1.0 / abs(cosine)

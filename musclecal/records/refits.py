@@ -1,0 +1,70 @@
+"""Tracks and pairs as fitted again from their hits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musclecal.records.arrays import Floats, Ints
+
+__all__ = ["MassConstraint", "PairRefits", "Refits"]
+
+
+@dataclass(frozen=True)
+class Refits:
+    """Tracks at the point that is closest to the beam line.
+
+    Attributes
+    ----------
+    local : (n, 5) q/p (1/GeV), lambda, phi, d (cm, to the left of the track), z (cm).
+    covariance : (n, 5, 5).
+    chi2 : (n,). ndf : (n,) measured coordinates less 5.
+    status : (n,) 0, or why there is no fit (`musclecal.geometry.refit_kernels`).
+    rejected : (n,) coordinates that were taken out.
+    """
+
+    local: Floats
+    covariance: Floats
+    chi2: Floats
+    ndf: Ints
+    status: NDArray[np.int8]
+    rejected: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class PairRefits:
+    """Pairs with a common vertex, fitted without their mass.
+
+    Attributes
+    ----------
+    local : (n, 9) q/p, lambda, phi of mu+, of mu-, and the vertex x, y, z (cm).
+    covariance : (n, 9, 9).
+    mass, mass_sigma : (n,) GeV.
+    chi2, ndf, status, rejected : as in `Refits`; ndf is measured coordinates less 9.
+    """
+
+    local: Floats
+    covariance: Floats
+    mass: Floats
+    mass_sigma: Floats
+    chi2: Floats
+    ndf: Ints
+    status: NDArray[np.int8]
+    rejected: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class MassConstraint:
+    """The mass as a measurement of a pair.
+
+    Attributes
+    ----------
+    target, sigma : GeV, mean and width of the generator mass after radiation in ``window``: not those of the resonance.
+    window : (low, high) GeV, of the mass fitted without constraint.
+    robust : a pair that is further from the target than so many standard deviations counts less (Huber); inf: never.
+    """
+
+    target: float
+    sigma: float
+    window: tuple[float, float]
+    robust: float = float("inf")
