@@ -11,8 +11,8 @@ State (q/p, lambda, phi, x, y, z) in 1/GeV, rad, rad, cm, cm, cm; ``s`` is the T
 (physics.md section 5): a particle of q > 0 in B > 0 turns towards smaller phi. Kernels take ``bending`` = a B
 (GeV/cm) and the relative correction ``b`` of the field. phi is not wrapped: derivatives stay continuous.
 
-Use `propagate` and `cross_planes` for arrays; inside a compiled loop `propagate_one` and `cross_one`, then
-`tangent`, `transport_derivatives` and `stay_on_plane` where derivatives are wanted.
+Use `propagate` and `cross_planes` for arrays; inside a compiled loop `propagate_one` and `cross_one`, or `reach_plane`,
+`propagate_with_derivatives` and `stay_on_plane` where derivatives are wanted.
 Not for: energy loss and scattering (they happen between two steps), a field that changes along a step,
 lambda = +-pi/2.
 """
@@ -36,11 +36,11 @@ __all__ = [
     "cross_planes",
     "propagate",
     "propagate_one",
+    "propagate_with_derivatives",
+    "reach_plane",
     "sinc",
     "sinc_slope",
     "stay_on_plane",
-    "tangent",
-    "transport_derivatives",
     "turn_per_cm",
 ]
 
@@ -143,35 +143,27 @@ def propagate_one(start: Floats, s: float, bending: float, b: float, end: Floats
 
 
 @kernel
-def tangent(state: Floats, bending: float, b: float, d_s: Floats) -> None:
-    """Write d state/d s (6,) = (0, 0, rho, cos(phi), sin(phi), tan(lambda)) at ``state`` into ``d_s``."""
-    d_s[0] = 0.0
-    d_s[1] = 0.0
-    d_s[2] = turn_per_cm(state[0], state[1], bending, b)
-    d_s[3] = math.cos(state[2])
-    d_s[4] = math.sin(state[2])
-    d_s[5] = math.tan(state[1])
-
-
-@kernel
-def transport_derivatives(
-    start: Floats, s: float, bending: float, b: float, jacobian: Floats, d_b: Floats
+def propagate_with_derivatives(
+    start: Floats, s: float, bending: float, b: float, end: Floats, jacobian: Floats, d_b: Floats, d_s: Floats
 ) -> None:
-    """Write d state/d start (6, 6) and d state/d b (6,) at fixed ``s``.
+    """`propagate_one`, with d state/d start (6, 6) and d state/d b (6,) at fixed ``s``, and d state/d s (6,).
 
     q/p, lambda and b act through rho, with c = cos(phi + h), t = sin(phi + h):
-    d(x, y)/d rho = s^2/2 (sinc'(h) c - sinc(h) t, sinc'(h) t + sinc(h) c), d phi/d rho = s.
+    d(x, y)/d rho = s^2/2 (sinc'(h) c - sinc(h) t, sinc'(h) t + sinc(h) c), d phi/d rho = s; along the track
+    d state/d s = (0, 0, rho, cos(phi'), sin(phi'), tan(lambda)).
     """
-    cos_lam = math.cos(start[1])
-    tan_lam = math.tan(start[1])
-    rho_q = -bending * (1.0 + b) / cos_lam
+    tan_lam, cos_phi, sin_phi = math.tan(start[1]), math.cos(start[2]), math.sin(start[2])
+    square = 1.0 + tan_lam * tan_lam
+    rho_q = -bending * (1.0 + b) * math.sqrt(square)
     rho = rho_q * start[0]
     h = 0.5 * rho * s
-    c = math.cos(start[2] + h)
-    t = math.sin(start[2] + h)
-    value, slope = sinc(h), sinc_slope(h)
-    x_rho = 0.5 * s * s * (slope * c - value * t)
-    y_rho = 0.5 * s * s * (slope * t + value * c)
+    c_h, s_h = math.cos(h), math.sin(h)
+    c, t = cos_phi * c_h - sin_phi * s_h, sin_phi * c_h + cos_phi * s_h
+    value, slope = (1.0 if h == 0.0 else s_h / h), sinc_slope(h)
+    x_rho, y_rho = 0.5 * s * s * (slope * c - value * t), 0.5 * s * s * (slope * t + value * c)
+
+    x, y = start[3] + s * value * c, start[4] + s * value * t
+    end[0], end[1], end[2], end[3], end[4], end[5] = start[0], start[1], start[2] + 2.0 * h, x, y, start[5] + s * tan_lam
 
     jacobian[:, :] = 0.0
     for n in range(6):
@@ -182,13 +174,12 @@ def transport_derivatives(
         jacobian[4, column] = y_rho * d_rho
     jacobian[3, 2] = -s * value * t
     jacobian[4, 2] = s * value * c
-    jacobian[5, 1] = s / (cos_lam * cos_lam)
+    jacobian[5, 1] = s * square
 
-    rho_b = -bending * start[0] / cos_lam
-    d_b[:] = 0.0
-    d_b[2] = s * rho_b
-    d_b[3] = x_rho * rho_b
-    d_b[4] = y_rho * rho_b
+    rho_b = -bending * math.sqrt(square) * start[0]
+    d_b[0], d_b[1], d_b[2], d_b[3], d_b[4], d_b[5] = 0.0, 0.0, s * rho_b, x_rho * rho_b, y_rho * rho_b, 0.0
+    d_s[0], d_s[1], d_s[2] = 0.0, 0.0, rho
+    d_s[3], d_s[4], d_s[5] = c * c_h - t * s_h, t * c_h + c * s_h, tan_lam
 
 
 @kernel
@@ -198,21 +189,27 @@ def along(normal: Floats, change: Floats) -> float:
 
 
 @kernel
-def cross_one(
-    start: Floats, bending: float, b: float, centre: Floats, normal: Floats, s: float, end: Floats
+def reach_plane(
+    start: Floats, bending: float, b: float, centre: Floats, normal: Floats, s: float
 ) -> tuple[int, float]:
-    """Newton on g(s) = n.(x(s) - c) from the guess ``s``: status, arc length, and the state in ``end``.
+    """Newton on g(s) = n.(x(s) - c) from the guess ``s``: status and arc length.
 
     g' = n.(cos(phi), sin(phi), tan(lambda)). The last step is below 1e-8 cm, the one that would follow is of
     order rho 1e-16: the residual is rounding. A helix meets a plane many times; Newton takes one near the
     guess: give the arc length of the previous plane (0 will do for planes within the radius of the track).
     """
+    tan_lam, cos_phi, sin_phi = math.tan(start[1]), math.cos(start[2]), math.sin(start[2])
+    half_turn = 0.5 * turn_per_cm(start[0], start[1], bending, b)
+    n_x, n_y, n_z = normal[0], normal[1], normal[2]
+    x, y, z = start[3] - centre[0], start[4] - centre[1], start[5] - centre[2]
     for _ in range(_MAX_STEPS):
-        propagate_one(start, s, bending, b, end)
-        distance = 0.0
-        for n in range(3):
-            distance += normal[n] * (end[3 + n] - centre[n])
-        slope = normal[0] * math.cos(end[2]) + normal[1] * math.sin(end[2]) + normal[2] * math.tan(end[1])
+        # cos and sin of h alone: those of phi + h and phi + 2 h are sums
+        h = half_turn * s
+        c_h, s_h = math.cos(h), math.sin(h)
+        c, t = cos_phi * c_h - sin_phi * s_h, sin_phi * c_h + cos_phi * s_h
+        chord = s if h == 0.0 else s * (s_h / h)
+        distance = n_x * (x + chord * c) + n_y * (y + chord * t) + n_z * (z + s * tan_lam)
+        slope = n_x * (c * c_h - t * s_h) + n_y * (t * c_h + c * s_h) + n_z * tan_lam
         if slope == 0.0:
             return LOST, s
         step = distance / slope
@@ -220,9 +217,19 @@ def cross_one(
         if not abs(s) < _FARTHEST:
             return LOST, s
         if abs(step) < _LAST_STEP:
-            propagate_one(start, s, bending, b, end)
             return CROSSED, s
     return LOST, s
+
+
+@kernel
+def cross_one(
+    start: Floats, bending: float, b: float, centre: Floats, normal: Floats, s: float, end: Floats
+) -> tuple[int, float]:
+    """`reach_plane`, with the state there in ``end``."""
+    status, s = reach_plane(start, bending, b, centre, normal, s)
+    if status == CROSSED:
+        propagate_one(start, s, bending, b, end)
+    return status, s
 
 
 @kernel
@@ -255,9 +262,7 @@ def _propagate_many(
     d_b: Floats,
 ) -> None:
     for n in range(s.size):
-        propagate_one(start[n], s[n], bending, b[n], end[n])
-        tangent(end[n], bending, b[n], d_s[n])
-        transport_derivatives(start[n], s[n], bending, b[n], jacobian[n], d_b[n])
+        propagate_with_derivatives(start[n], s[n], bending, b[n], end[n], jacobian[n], d_b[n], d_s[n])
 
 
 @kernel
@@ -276,10 +281,9 @@ def _cross_many(
 ) -> None:
     d_s = np.empty(6)
     for n in range(s.size):
-        status[n], s[n] = cross_one(start[n], bending, b[n], centre[n], normal[n], s[n], end[n])
+        status[n], s[n] = reach_plane(start[n], bending, b[n], centre[n], normal[n], s[n])
         if status[n] == CROSSED:
-            tangent(end[n], bending, b[n], d_s)
-            transport_derivatives(start[n], s[n], bending, b[n], jacobian[n], d_b[n])
+            propagate_with_derivatives(start[n], s[n], bending, b[n], end[n], jacobian[n], d_b[n], d_s)
             stay_on_plane(jacobian[n], d_b[n], d_s, normal[n], d_offset[n])
         else:
             s[n] = math.nan

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from musclecal.compiled import kernel
 from musclecal.geometry.field import field_at
-from musclecal.geometry.helix import CROSSED, cross_one, stay_on_plane, tangent, transport_derivatives
+from musclecal.geometry.helix import CROSSED, propagate_with_derivatives, reach_plane, stay_on_plane
 from musclecal.geometry.material import highland_variance, loss_at
 from musclecal.records import Floats
 
@@ -153,11 +153,10 @@ def _step(module: int, planes: Planes, values: Floats, out: Trace) -> int:
     bending = field_at(math.sqrt(x * x + y * y), z, planes.r, planes.z, planes.bending)
     if values.size > W:
         centre = centre + values[W] * normal
-    status, s = cross_one(state, bending, values[B], centre, normal, 0.0, end)
+    status, s = reach_plane(state, bending, values[B], centre, normal, 0.0)
     if status != CROSSED:
         return int(status)
-    transport_derivatives(state, s, bending, values[B], out.jacobian, d_b)
-    tangent(end, bending, values[B], d_s)
+    propagate_with_derivatives(state, s, bending, values[B], end, out.jacobian, d_b, d_s)
     stay_on_plane(out.jacobian, d_b, d_s, normal, d_offset)
     state[:] = end
     return int(status)

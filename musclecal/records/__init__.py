@@ -19,6 +19,7 @@ from musclecal.records.closure import (
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
 from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
+from musclecal.records.refits import MassConstraint, PairRefits, Refits
 from musclecal.records.response import Response
 from musclecal.records.scale import (
     JointFit,
@@ -31,6 +32,7 @@ from musclecal.records.scale import (
     TemplateFit,
 )
 from musclecal.records.tables import CorrectionTables
+from musclecal.records.tracks import Tracks
 
 __all__ = [
     "BinFits",
@@ -43,6 +45,7 @@ __all__ = [
     "Floats",
     "Ints",
     "JointFit",
+    "MassConstraint",
     "MassFits",
     "MassHistogram",
     "MassImpacts",
@@ -51,7 +54,9 @@ __all__ = [
     "Muons",
     "NuisanceGroup",
     "Nuisances",
+    "PairRefits",
     "PhiRefinement",
+    "Refits",
     "Resolution",
     "Response",
     "RunRefinement",
@@ -65,6 +70,7 @@ __all__ = [
     "Smearing",
     "SplitTest",
     "TemplateFit",
+    "Tracks",
     "TemplateHistogram",
     "WidthClosure",
 ]
