@@ -37,22 +37,25 @@ N_TRACK = 5
 """Local parameters of a track."""
 _BLOCK = 256
 _STEPS = 15
-_TRACK_TOLERANCE, _START_TOLERANCE, _PAIR_TOLERANCE = 1e-8, 1e-2, 1e-8
-"""In chi2: of a fit that is given out, and of one that another starts from."""
+_START_TOLERANCE = 1e-2
+"""In chi2, of a fit that another starts from."""
 
 
 @dataclass(frozen=True)
 class RefitCuts:
-    """What is left out.
+    """What is left out, and when a fit ends.
 
     Attributes
     ----------
+    tolerance : in chi2: a fit ends with the step before which that much was left to be gained. The step leaves some
+        1e-3 of the way, so that 1e-4 is 1e-5 of a standard deviation.
     hit_chi2 : a coordinate without which chi2 is lower by more is taken out, the worst first, and the track fitted again.
     most_rejected : coordinates of a track that may be.
     chi2_per_ndf : pairs above it are not used in the global fit.
     gradient : nor are those whose gradient in any module parameter is more standard deviations.
     """
 
+    tolerance: float = 1e-4
     hit_chi2: float = 30.0
     most_rejected: int = 3
     chi2_per_ndf: float = 3.0
@@ -117,7 +120,7 @@ def _fit_clean(
 @kernel
 def _fit_tracks(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
-    parameters: Floats, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats, chi2: Floats,
+    parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats, chi2: Floats,
     ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
 ) -> None:  # fmt: skip
     n_max = module.shape[1]
@@ -127,7 +130,7 @@ def _fit_tracks(
         hits, n = _hits_of(t, module, u, v, sigma_u, sigma_v, values)
         status[t], chi2[t], ndf[t], rejected[t] = _fit_clean(
             hits, n, planes, parameters, local[t], covariance[t], fit, work, column, hit_chi2, most_rejected,
-            _TRACK_TOLERANCE,
+            tolerance,
         )  # fmt: skip
         if status[t] != CONVERGED:
             local[t, :] = math.nan
@@ -159,7 +162,7 @@ def refit_tracks(
         part = slice(first, first + _BLOCK)
         _fit_tracks(
             tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
-            parameters, cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.chi2[part],
+            parameters, cuts.tolerance, cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.chi2[part],
             out.ndf[part], out.status[part], out.rejected[part],
         )  # fmt: skip
 
@@ -217,7 +220,7 @@ def _new_room(n_max: int, n_slot: int) -> _Room:
 
 @kernel
 def _fit_free(
-    plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, hit_chi2: float,
+    plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float,
     most_rejected: int, local: Floats, room: _Room,
 ) -> tuple[int, float, int, int]:  # fmt: skip
     """Fit of a pair without mass, started from fits of its tracks. Status, chi2, ndf, coordinates taken out."""
@@ -240,7 +243,7 @@ def _fit_free(
         taken += rejected
     status, chi2 = fit_pair(
         plus, n_plus, minus, n_minus, planes, parameters, local, 0.0, math.inf, room.fits, room.matrix, room.vector,
-        room.work, _STEPS, _PAIR_TOLERANCE,
+        room.work, _STEPS, tolerance,
     )  # fmt: skip
     return status, chi2, ndf, taken
 
@@ -248,7 +251,7 @@ def _fit_free(
 @kernel
 def _fit_pairs(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats,
+    planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats,
     mass: Floats, mass_sigma: Floats, chi2: Floats, ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
 ) -> None:  # fmt: skip
     room = _new_room(module.shape[1], 0)
@@ -256,7 +259,7 @@ def _fit_pairs(
         plus, n_plus = _hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
         minus, n_minus = _hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
         status[t], chi2[t], ndf[t], rejected[t] = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, hit_chi2, most_rejected, local[t], room
+            plus, n_plus, minus, n_minus, planes, parameters, tolerance, hit_chi2, most_rejected, local[t], room
         )
         if status[t] != CONVERGED:
             local[t, :] = math.nan
@@ -295,7 +298,7 @@ def refit_pairs(
         part = slice(first, first + _BLOCK)
         _fit_pairs(
             pairs[part], tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, parameters,
-            cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.mass[part],
+            cuts.tolerance, cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.mass[part],
             out.mass_sigma[part], out.chi2[part], out.ndf[part], out.status[part], out.rejected[part],
         )  # fmt: skip
 
@@ -316,7 +319,7 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
 @kernel
 def _contribute(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, hit_chi2: float, most_rejected: int, chi2_per_ndf: float, largest: float,
+    planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, chi2_per_ndf: float, largest: float,
     target: float, sigma: float, low: float, high: float, robust: float, units: NDArray[np.int32], matrix: Floats,
     vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
 ) -> None:  # fmt: skip
@@ -329,7 +332,7 @@ def _contribute(
         plus, n_plus = _hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
         minus, n_minus = _hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
         status, chi2[t], ndf[t], _ = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, hit_chi2, most_rejected, local, room
+            plus, n_plus, minus, n_minus, planes, parameters, tolerance, hit_chi2, most_rejected, local, room
         )
         if status != CONVERGED or not chi2[t] <= chi2_per_ndf * ndf[t]:
             continue
@@ -343,7 +346,7 @@ def _contribute(
                 width = sigma * math.sqrt(far / robust)
             status, _ = fit_pair(
                 plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.fits, room.matrix,
-                room.vector, room.work, _STEPS, _PAIR_TOLERANCE,
+                room.vector, room.work, _STEPS, tolerance,
             )  # fmt: skip
             if status != CONVERGED:
                 continue
@@ -397,7 +400,7 @@ def contributions(
             np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_),
         )  # fmt: skip
         _contribute(
-            part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values, cuts.hit_chi2,
+            part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values, cuts.tolerance, cuts.hit_chi2,
             cuts.most_rejected, cuts.chi2_per_ndf, cuts.gradient, target, sigma, low, high, robust, out.units,
             out.matrix, out.vector, out.chi2, out.ndf, out.good,
         )  # fmt: skip
