@@ -21,7 +21,9 @@ from musclecal.records import (
     ClosureSplits,
     CorrectionTables,
     CutFlow,
+    Detector,
     DimuonEvents,
+    FieldMap,
     JointFit,
     MassFits,
     MassHistogram,
@@ -247,6 +249,12 @@ EXAMPLES["sector refinement"] = replace(EXAMPLES["phi refinement"], harmonics=()
 EXAMPLES["run refinement"] = RunRefinement(
     "Z", floats(5), (0, 10, 2**40), floats(2, 4), floats(2, 4), floats(16, 16), 9.0, 8, 0.4, 2, 0.001
 )
+EXAMPLES["detector"] = Detector(
+    "test", "map", ("A", "B+1"), ints(3).astype(np.int32), ints(3).astype(np.int32), ints(3).astype(np.int8),
+    np.array([True, False, False]), floats(3, 3), floats(3, 3), floats(3, 3), floats(3, 3), floats(3), floats(3),
+    floats(3), floats(3), floats(3), floats(3),
+)  # fmt: skip
+EXAMPLES["field map"] = FieldMap("map", floats(3), floats(4), floats(3, 4))
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

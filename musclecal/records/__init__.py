@@ -16,6 +16,7 @@ from musclecal.records.closure import (
     SplitTest,
     WidthClosure,
 )
+from musclecal.records.detector import Detector, FieldMap
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
 from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
@@ -41,7 +42,9 @@ __all__ = [
     "ClosureSplits",
     "CorrectionTables",
     "CutFlow",
+    "Detector",
     "DimuonEvents",
+    "FieldMap",
     "Floats",
     "Ints",
     "JointFit",
