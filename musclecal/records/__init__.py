@@ -19,6 +19,12 @@ from musclecal.records.closure import (
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
 from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
+from musclecal.records.modules import (
+    PARAMETER_TYPES,
+    PARAMETER_UNITS,
+    ModuleCorrections,
+    ModuleSums,
+)
 from musclecal.records.response import Response
 from musclecal.records.scale import (
     JointFit,
@@ -33,6 +39,8 @@ from musclecal.records.scale import (
 from musclecal.records.tables import CorrectionTables
 
 __all__ = [
+    "PARAMETER_TYPES",
+    "PARAMETER_UNITS",
     "BinFits",
     "BosonTemplates",
     "Closure",
@@ -47,6 +55,8 @@ __all__ = [
     "MassHistogram",
     "MassImpacts",
     "MassWidths",
+    "ModuleCorrections",
+    "ModuleSums",
     "MuonResiduals",
     "Muons",
     "NuisanceGroup",
