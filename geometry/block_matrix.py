@@ -22,12 +22,15 @@ def block_times(sums: ModuleSums, x: Floats, threads: int | None = None) -> Floa
     edges = np.searchsorted(first, np.linspace(0, first[-1], N_RANGES + 1).astype(np.int64), side="left")
     edges[0], edges[-1] = 0, sums.n_units
     partial = np.zeros((N_RANGES, *x.shape))
+    occupied = np.any(x != 0.0, axis=(1, 2))
+    one = x.shape[2] == 1
 
     def work(i: int) -> None:
-        if x.shape[2] == 1:
-            _times_one(edges[i], edges[i + 1], first, sums.columns, sums.blocks, x[:, :, 0], partial[i, :, :, 0])
+        rows = edges[i], edges[i + 1], first, sums.columns, sums.blocks
+        if one:
+            _times_one(*rows, x[:, :, 0], occupied, partial[i, :, :, 0])
         else:
-            _times(edges[i], edges[i + 1], first, sums.columns, sums.blocks, x, partial[i])
+            _times(*rows, x, occupied, partial[i])
 
     for _ in in_order(work, range(N_RANGES), threads):
         pass
@@ -58,35 +61,56 @@ def dense_matrix(sums: ModuleSums) -> Floats:
 
 @kernel
 def _times(
-    start: int, stop: int, first: Ints, columns: NDArray[np.int32], blocks: Floats, x: Floats, out: Floats
-) -> None:
+    start: int, stop: int, first: Ints, columns: NDArray[np.int32], blocks: Floats, x: Floats,
+    occupied: NDArray[np.bool_], out: Floats,
+) -> None:  # fmt: skip
     """Add rows ``start`` to ``stop`` of the upper triangle, and what mirrors them, times x to ``out``."""
     n_slots, n_column = x.shape[1], x.shape[2]
+    total = np.empty(n_column)
     for row in range(start, stop):
         for e in range(first[row], first[row + 1]):
             column = columns[e]
-            for i in range(n_slots):
-                for j in range(n_slots):
-                    factor = blocks[e, i, j]
+            if occupied[column]:
+                for i in range(n_slots):
                     for c in range(n_column):
-                        out[row, i, c] += factor * x[column, j, c]
-                    if column != row:
+                        total[c] = 0.0
+                    for j in range(n_slots):
+                        factor = blocks[e, i, j]
                         for c in range(n_column):
-                            out[column, j, c] += factor * x[row, i, c]
+                            total[c] += factor * x[column, j, c]
+                    for c in range(n_column):
+                        out[row, i, c] += total[c]
+            if occupied[row] and column != row:
+                for j in range(n_slots):
+                    for c in range(n_column):
+                        total[c] = 0.0
+                    for i in range(n_slots):
+                        factor = blocks[e, i, j]
+                        for c in range(n_column):
+                            total[c] += factor * x[row, i, c]
+                    for c in range(n_column):
+                        out[column, j, c] += total[c]
 
 
 @kernel
 def _times_one(
-    start: int, stop: int, first: Ints, columns: NDArray[np.int32], blocks: Floats, x: Floats, out: Floats
-) -> None:
+    start: int, stop: int, first: Ints, columns: NDArray[np.int32], blocks: Floats, x: Floats,
+    occupied: NDArray[np.bool_], out: Floats,
+) -> None:  # fmt: skip
     """`_times` of one column, in the same order."""
     n_slots = x.shape[1]
     for row in range(start, stop):
         for e in range(first[row], first[row + 1]):
             column = columns[e]
-            for i in range(n_slots):
+            if occupied[column]:
+                for i in range(n_slots):
+                    total = 0.0
+                    for j in range(n_slots):
+                        total += blocks[e, i, j] * x[column, j]
+                    out[row, i] += total
+            if occupied[row] and column != row:
                 for j in range(n_slots):
-                    factor = blocks[e, i, j]
-                    out[row, i] += factor * x[column, j]
-                    if column != row:
-                        out[column, j] += factor * x[row, i]
+                    total = 0.0
+                    for i in range(n_slots):
+                        total += blocks[e, i, j] * x[row, i]
+                    out[column, j] += total

@@ -161,10 +161,11 @@ class ModuleEquations:
         vectors = vectors / np.sqrt(np.maximum(np.sum(self.diagonal[:, None] * vectors**2, axis=0), 1e-300))
         size, rotation = np.linalg.eigh(vectors.T @ (self.diagonal[:, None] * vectors))
         independent = size > 1e-10 * max(size[-1], 1e-300) if size.size else np.zeros(0, dtype=np.bool_)
-        basis = np.ascontiguousarray(vectors @ (rotation[:, independent] / np.sqrt(size[independent])))
-        product = np.empty_like(basis)
-        for start in range(0, basis.shape[1], _COLUMNS):
-            product[:, start : start + _COLUMNS] = self.times(basis[:, start : start + _COLUMNS])
+        rotation = rotation[:, independent] / np.sqrt(size[independent])
+        moved = np.empty_like(vectors)
+        for start in range(0, vectors.shape[1], _COLUMNS):
+            moved[:, start : start + _COLUMNS] = self.times(vectors[:, start : start + _COLUMNS])
+        basis, product = vectors @ rotation, moved @ rotation
         projected = basis.T @ product
         size, rotation = np.linalg.eigh(0.5 * (projected + projected.T))
         if size.size and size[0] < _SINGULAR * size[-1]:
