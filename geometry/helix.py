@@ -163,7 +163,14 @@ def propagate_with_derivatives(
     x_rho, y_rho = 0.5 * s * s * (slope * c - value * t), 0.5 * s * s * (slope * t + value * c)
 
     x, y = start[3] + s * value * c, start[4] + s * value * t
-    end[0], end[1], end[2], end[3], end[4], end[5] = start[0], start[1], start[2] + 2.0 * h, x, y, start[5] + s * tan_lam
+    end[0], end[1], end[2], end[3], end[4], end[5] = (
+        start[0],
+        start[1],
+        start[2] + 2.0 * h,
+        x,
+        y,
+        start[5] + s * tan_lam,
+    )
 
     jacobian[:, :] = 0.0
     for n in range(6):

@@ -34,7 +34,6 @@ from musclecal.geometry.small_matrices import (
     back_substitute,
     cholesky,
     forward_substitute,
-    inverse_of,
 )
 from musclecal.geometry.trace import TRACED, Planes, trace
 from musclecal.records import Floats

@@ -82,7 +82,13 @@ class Contributions(NamedTuple):
 
 @kernel
 def _hits_of(
-    track: int, module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, values: Floats
+    track: int,
+    module: NDArray[np.int32],
+    u: Floats,
+    v: Floats,
+    sigma_u: Floats,
+    sigma_v: Floats,
+    values: Floats,
 ) -> tuple[Hits, int]:
     """The hits of a track, u and v copied into ``values`` (2, n_max), and how many planes there are."""
     n = 0
@@ -177,9 +183,7 @@ def _checked(tracks: Tracks, planes: Planes, parameters: Floats | None) -> Float
         parameters = np.zeros((n_unit, 4))
     parameters = np.ascontiguousarray(parameters, dtype=np.float64)
     if parameters.shape not in ((n_unit, 4), (n_unit, 6)):
-        raise InputError(
-            f"parameters: shape ({n_unit}, 4) or ({n_unit}, 6) wanted, got {parameters.shape}"
-        )
+        raise InputError(f"parameters: shape ({n_unit}, 4) or ({n_unit}, 6) wanted, got {parameters.shape}")
     if not np.all(np.isfinite(parameters)):
         raise InputError("parameters: some are not finite")
     highest = int(tracks.module.max(initial=-1))
@@ -259,7 +263,17 @@ def _fit_pairs(
         plus, n_plus = _hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
         minus, n_minus = _hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
         status[t], chi2[t], ndf[t], rejected[t] = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, tolerance, hit_chi2, most_rejected, local[t], room
+            plus,
+            n_plus,
+            minus,
+            n_minus,
+            planes,
+            parameters,
+            tolerance,
+            hit_chi2,
+            most_rejected,
+            local[t],
+            room,
         )
         if status[t] != CONVERGED:
             local[t, :] = math.nan
@@ -312,7 +326,9 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise InputError(f"pairs: shape (n, 2) wanted, got {pairs.shape}")
     if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(tracks.module):
-        raise InputError(f"pairs: rows 0 to {len(tracks.module) - 1} wanted, got {pairs.min()} to {pairs.max()}")
+        raise InputError(
+            f"pairs: rows 0 to {len(tracks.module) - 1} wanted, got {pairs.min()} to {pairs.max()}"
+        )
     return pairs
 
 

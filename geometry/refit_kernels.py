@@ -24,8 +24,20 @@ from musclecal.geometry.trace import GAMMA, TRACED, B, M, Planes, Trace, W, new_
 from musclecal.records import Floats
 
 __all__ = [
-    "CONVERGED", "DID_NOT_CONVERGE", "NOT_POSITIVE", "LOST_TRACK", "TOO_FEW_HITS",
-    "Fit", "Hits", "fit_track", "measured_rows", "new_fit", "outlier_chi2", "parameter_rows", "perigee_state", "seed",
+    "CONVERGED",
+    "DID_NOT_CONVERGE",
+    "LOST_TRACK",
+    "NOT_POSITIVE",
+    "TOO_FEW_HITS",
+    "Fit",
+    "Hits",
+    "fit_track",
+    "measured_rows",
+    "new_fit",
+    "outlier_chi2",
+    "parameter_rows",
+    "perigee_state",
+    "seed",
     "whiten",
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ from musclecal.geometry.helix import CROSSED, propagate_with_derivatives, reach_
 from musclecal.geometry.material import highland_variance, loss_at
 from musclecal.records import Floats
 
-__all__ = ["B", "GAMMA", "LOST_TRACK", "M", "TRACED", "W", "Planes", "Trace", "new_trace", "trace"]
+__all__ = ["GAMMA", "LOST_TRACK", "TRACED", "B", "M", "Planes", "Trace", "W", "new_trace", "trace"]
 
 TRACED = 0
 """Status: the track crosses all of its planes."""
@@ -182,9 +182,7 @@ def _advance(carried: Floats, j: Floats, first: int, last: int) -> None:
 
 
 @kernel
-def _measure(
-    module: int, i: int, planes: Planes, values: Floats, out: Trace, first: int, last: int
-) -> None:
+def _measure(module: int, i: int, planes: Planes, values: Floats, out: Trace, first: int, last: int) -> None:
     """Predicted hit in plane ``i`` and its derivatives in the columns ``first`` to ``last``."""
     centre, state, d_s = planes.centre[module], out.state, out.step[1]
     normal = planes.axes[module, 2]
@@ -202,9 +200,7 @@ def _measure(
         out.local[i, k] = position
         out.slope[row] = slope / forward
         for c in range(first, last):
-            out.derivative[row, c] = (
-                ax * out.carried[3, c] + ay * out.carried[4, c] + az * out.carried[5, c]
-            )
+            out.derivative[row, c] = ax * out.carried[3, c] + ay * out.carried[4, c] + az * out.carried[5, c]
     u, v = out.local[i, 0], out.local[i, 1]
     out.predicted[2 * i] = u + gamma * v - values[planes.slot[module]]
     out.predicted[2 * i + 1] = v - gamma * u - (values[1] if planes.measures_v[module] else 0.0)

@@ -29,6 +29,8 @@ from musclecal.records import (
     MassHistogram,
     MassImpacts,
     MassWidths,
+    ModuleCorrections,
+    ModuleSums,
     MuonResiduals,
     Muons,
     NuisanceGroup,
@@ -249,6 +251,14 @@ EXAMPLES["sector refinement"] = replace(EXAMPLES["phi refinement"], harmonics=()
 EXAMPLES["run refinement"] = RunRefinement(
     "Z", floats(5), (0, 10, 2**40), floats(2, 4), floats(2, 4), floats(16, 16), 9.0, 8, 0.4, 2, 0.001
 )
+EXAMPLES["module sums"] = ModuleSums(
+    np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), floats(3, 4, 4), floats(2, 4), ints(2), 10**7, 1e7 + 0.1,
+    1e7, floats(2, 4), "barrel é 1",
+)  # fmt: skip
+EXAMPLES["module corrections"] = ModuleCorrections(
+    floats(2, 4), floats(2, 4), np.array([[1, 2, 4, 5], [1, 0, 4, 5]], np.int8), ints(2), "exact", ("twist", "x é"),
+    floats(2), floats(2), 10.5, 9.0, 0.1, 12, 17, 1e-9, "barrel 1",
+)  # fmt: skip
 EXAMPLES["detector"] = Detector(
     "test", "map", ("A", "B+1"), ints(3).astype(np.int32), ints(3).astype(np.int32), ints(3).astype(np.int8),
     np.array([True, False, False]), floats(3, 3), floats(3, 3), floats(3, 3), floats(3, 3), floats(3), floats(3),

@@ -20,6 +20,12 @@ from musclecal.records.detector import Detector, FieldMap
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
 from musclecal.records.histograms import BosonTemplates, MassHistogram, MuonResiduals, TemplateHistogram
+from musclecal.records.modules import (
+    PARAMETER_TYPES,
+    PARAMETER_UNITS,
+    ModuleCorrections,
+    ModuleSums,
+)
 from musclecal.records.refits import MassConstraint, PairRefits, Refits
 from musclecal.records.response import Response
 from musclecal.records.scale import (
@@ -36,6 +42,8 @@ from musclecal.records.tables import CorrectionTables
 from musclecal.records.tracks import Tracks
 
 __all__ = [
+    "PARAMETER_TYPES",
+    "PARAMETER_UNITS",
     "BinFits",
     "BosonTemplates",
     "Closure",
@@ -53,6 +61,8 @@ __all__ = [
     "MassHistogram",
     "MassImpacts",
     "MassWidths",
+    "ModuleCorrections",
+    "ModuleSums",
     "MuonResiduals",
     "Muons",
     "NuisanceGroup",
@@ -73,7 +83,7 @@ __all__ = [
     "Smearing",
     "SplitTest",
     "TemplateFit",
-    "Tracks",
     "TemplateHistogram",
+    "Tracks",
     "WidthClosure",
 ]

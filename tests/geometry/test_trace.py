@@ -45,9 +45,7 @@ def detector(thin: bool = False) -> Planes:
 def follow(planes: Planes, start: Floats, values: Floats, with_parameters: bool = True) -> Trace:
     n = len(RADII)
     out = new_trace(n, 6, with_parameters)
-    status = trace(
-        start, np.eye(6), np.arange(n, dtype=np.int32), n, planes, values, with_parameters, out
-    )
+    status = trace(start, np.eye(6), np.arange(n, dtype=np.int32), n, planes, values, with_parameters, out)
     assert status == TRACED
     return out
 
@@ -96,6 +94,7 @@ def test_derivatives_in_the_start_without_the_gradient_of_the_field() -> None:
     planes = planes._replace(bending=np.full_like(planes.bending, 3.8 * BENDING_PER_TESLA))
     out = follow(planes, START, at)
     for column in range(6):
+
         def predict(step: float, column: int = column) -> Floats:
             moved = START.copy()
             moved[column] += step
@@ -134,6 +133,7 @@ def test_derivatives_in_the_parameters(slot: int, size: float) -> None:
     planes, at = detector(), values()
     out = follow(planes, START, at)
     for unit in range(5):
+
         def predict(step: float, unit: int = unit) -> Floats:
             moved = at.copy()
             moved[unit, slot] += step

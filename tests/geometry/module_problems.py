@@ -1,0 +1,82 @@
+"""Small made-up problems of module parameters, with everything about them known."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from musclecal.geometry.block_sums import BlockSums
+from musclecal.records import Floats, ModuleSums
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a refit hands to `BlockSums.add`, and the whitened matrices behind it (n_pair, n_row, ...)."""
+
+    units: Any
+    matrix: Floats
+    vector: Floats
+    good: Any
+    chi2: Floats
+    ndf: Floats
+    G: Floats
+
+
+def linear_pairs(
+    truth: Floats, n_pair: int, rng: np.random.Generator, *, noise: float = 1.0, point: Floats | None = None,
+    n_max: int = 6, n_row: int = 14, n_local: int = 5, used: Any = None,
+) -> Chunk:  # fmt: skip
+    """Pairs whose hits depend linearly on random local parameters and on the parameters (n_units, P) of some units.
+
+    Rows: n_row measurements r = G (truth - point) + A l + noise, of which l is eliminated. Units may stand twice, and
+    some places are empty.
+    """
+    n_units, p = truth.shape
+    point = np.zeros_like(truth) if point is None else point
+    used = np.ones(truth.shape, dtype=bool) if used is None else used
+    units = rng.integers(0, n_units, (n_pair, n_max)).astype(np.int32)
+    units[rng.random((n_pair, n_max)) < 0.15] = -1
+    there = used[units] & (units >= 0)[:, :, None]
+    G = rng.normal(size=(n_pair, n_row, n_max, p)) * there[:, None]
+    A = rng.normal(size=(n_pair, n_row, n_local))
+    r = np.einsum("erap,eap->er", G, (truth - point)[units])
+    r += np.einsum("erk,ek->er", A, rng.normal(size=(n_pair, n_local))) + noise * rng.normal(size=r.shape)
+    G = G.reshape(n_pair, n_row, n_max * p)
+    projector = np.eye(n_row) - A @ np.linalg.solve(A.transpose(0, 2, 1) @ A, A.transpose(0, 2, 1))
+    matrix = G.transpose(0, 2, 1) @ projector @ G
+    vector = np.einsum("era,ers,es->ea", G, projector, r)
+    chi2 = np.einsum("er,ers,es->e", r, projector, r)
+    below = np.tril(np.ones((n_max, n_max), dtype=bool), -1)
+    matrix = matrix.reshape(n_pair, n_max, p, n_max, p)
+    matrix[:, below.nonzero()[0], :, below.nonzero()[1], :] = np.nan
+    empty = np.repeat(units < 0, p, axis=1)
+    matrix = matrix.reshape(n_pair, n_max * p, n_max * p)
+    matrix[empty[:, :, None] | empty[:, None, :]] = np.nan
+    vector[empty] = np.nan
+    ndf = np.full(n_pair, float(n_row - n_local))
+    return Chunk(units, matrix, vector, np.ones(n_pair, dtype=bool), chi2, ndf, G)
+
+
+def sums_of(chunk: Chunk, n_units: int, n_slots: int, **kwargs: Any) -> ModuleSums:
+    sums = BlockSums(n_units, n_slots)
+    sums.add(chunk.units, chunk.matrix, chunk.vector, chunk.good, chunk.chi2, chunk.ndf)
+    return sums.finish(**kwargs)
+
+
+def by_hand(chunk: Chunk, n_units: int, n_slots: int) -> tuple[Floats, Floats]:
+    """Dense C and g, pair by pair and place by place."""
+    C = np.zeros((n_units, n_slots, n_units, n_slots))
+    g = np.zeros((n_units, n_slots))
+    n_max = chunk.units.shape[1]
+    for e in np.flatnonzero(chunk.good):
+        M = chunk.matrix[e].reshape(n_max, n_slots, n_max, n_slots)
+        for a in range(n_max):
+            if chunk.units[e, a] < 0:
+                continue
+            g[chunk.units[e, a]] += chunk.vector[e].reshape(n_max, n_slots)[a]
+            for b in range(n_max):
+                if chunk.units[e, b] < 0:
+                    continue
+                block = M[a, :, b] if a <= b else M[b, :, a].T
+                C[chunk.units[e, a], :, chunk.units[e, b]] += block
+    return C.reshape(n_units * n_slots, -1), g
