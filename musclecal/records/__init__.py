@@ -32,6 +32,7 @@ from musclecal.records.scale import (
     TemplateFit,
 )
 from musclecal.records.tables import CorrectionTables
+from musclecal.records.tracks import Pairs, Tracks
 
 __all__ = [
     "BinFits",
@@ -54,6 +55,7 @@ __all__ = [
     "Muons",
     "NuisanceGroup",
     "Nuisances",
+    "Pairs",
     "PhiRefinement",
     "Resolution",
     "Response",
@@ -69,5 +71,6 @@ __all__ = [
     "SplitTest",
     "TemplateFit",
     "TemplateHistogram",
+    "Tracks",
     "WidthClosure",
 ]
