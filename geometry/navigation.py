@@ -95,7 +95,9 @@ def _layer(d: Detector, which: Ints) -> _Layer:
     low, high = along[:, 0].min(), along[:, 1].max()
     n_along = max(1, round(2.0 * (high - low) / np.median(along[:, 1] - along[:, 0])))
     # A flat sensor's middle is nearer than its edge: a track moves between the two
-    depth = np.median(r * (1.0 / np.cos(np.minimum(0.5 * (phi[:, 1] - phi[:, 0]), 1.0)) - 1.0)) if barrel else 0.0
+    depth = (
+        np.median(r * (1.0 / np.cos(np.minimum(0.5 * (phi[:, 1] - phi[:, 0]), 1.0)) - 1.0)) if barrel else 0.0
+    )
     near_phi, near = (_NEAR + depth) / r, _NEAR + 3.0 * depth
     edges = np.linspace(low, high, n_along + 1)
     cells = []
@@ -126,7 +128,9 @@ def _boxes(d: Detector, which: Ints, barrel: bool) -> tuple[Floats, Floats]:
     off = np.arctan2(corners[:, :, 1], corners[:, :, 0]) - centre_phi
     phi = centre_phi + (off + math.pi) % (2.0 * math.pi) - math.pi
     along = corners[:, :, 2] if barrel else np.hypot(corners[:, :, 0], corners[:, :, 1])
-    return np.stack([phi.min(axis=1), phi.max(axis=1)], axis=1), np.stack([along.min(axis=1), along.max(axis=1)], axis=1)
+    return np.stack([phi.min(axis=1), phi.max(axis=1)], axis=1), np.stack(
+        [along.min(axis=1), along.max(axis=1)], axis=1
+    )
 
 
 def most_sensors(detector: Detector, navigation: Navigation) -> int:
@@ -136,11 +140,8 @@ def most_sensors(detector: Detector, navigation: Navigation) -> int:
     for i, layer in enumerate(used):
         twice[i] = 1 + np.any(detector.side[detector.layer == layer])
     most = 0
-    for slope in np.sinh(np.linspace(-4.0, 4.0, 801)):
-        with np.errstate(divide="ignore"):
-            along = np.where(
-                navigation.barrel, navigation.position * slope, navigation.position / np.where(slope == 0.0, 1e-9, slope)
-            )
+    for slope in np.sinh(np.linspace(-4.0, 4.0, 800)):
+        along = np.where(navigation.barrel, navigation.position * slope, navigation.position / slope)
         met = (along > navigation.low) & (along < navigation.high)
         most = max(most, int(np.sum(twice[met])))
     return most + 6

@@ -12,7 +12,6 @@ Not for: which module is where (`musclecal.geometry.misalignment`), or momenta w
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Literal, NamedTuple
@@ -164,7 +163,7 @@ def track_maker(
     detector: Detector,
     field_map: FieldMap,
     truth: ArrayLike | None = None,
-    effects: DetectorEffects = DetectorEffects(),  # noqa: B008 - frozen
+    effects: DetectorEffects = DetectorEffects(),
 ) -> TrackMaker:
     """A detector whose ``truth`` (n_units, 4 or 6) says where it is; None: where it is thought to be.
 
@@ -179,7 +178,12 @@ def track_maker(
         raise InputError(f"truth: not finite at unit {np.argmax(~np.isfinite(values).all(axis=1))}")
     navigation = navigation_of(detector)
     return TrackMaker(
-        detector, planes_of(detector, field_map), values, effects, navigation, most_sensors(detector, navigation)
+        detector,
+        planes_of(detector, field_map),
+        values,
+        effects,
+        navigation,
+        most_sensors(detector, navigation),
     )
 
 
@@ -248,7 +252,9 @@ def simulate_pairs(
     InputError : nothing is accepted.
     """
     if not n_pairs > 0 or not chunk_pairs > 0:
-        raise InputError(f"simulation: needs a positive number of pairs and chunk size, got {n_pairs}, {chunk_pairs}")
+        raise InputError(
+            f"simulation: needs a positive number of pairs and chunk size, got {n_pairs}, {chunk_pairs}"
+        )
     wanted = replace(settings, resolution=_NO_SMEARING, truth=None, mismodel=MisModel())
 
     def block(numbered: tuple[int, DimuonEvents]) -> Pairs:
@@ -257,8 +263,7 @@ def simulate_pairs(
         return _pair_block(maker, rng, events, beam_spot, min_hits)
 
     endless = simulate(wanted, 1 << 60, seed, chunk_events=_BLOCK, threads=threads)
-    with closing(endless), closing(in_order(block, zip(count(), endless, strict=False), threads)) as blocks:
-        yield from _chunks(blocks, n_pairs, chunk_pairs)
+    yield from _chunks(in_order(block, zip(count(), endless, strict=False), threads), n_pairs, chunk_pairs)
 
 
 _NO_SMEARING: Final = ResolutionModel(np.array([-10.0, 10.0]), *(np.zeros(1) for _ in range(4)))
@@ -274,7 +279,8 @@ def _pair_block(
         states[:, i] = start_states(np.full(len(events), charge), muons.pt, muons.eta, muons.phi, vertex)
     tracks = maker(rng, states.reshape(-1, 6), np.repeat(np.arange(len(events)), 2))
     accepted = np.all(tracks.n_hits.reshape(-1, 2) >= min_hits, axis=1)
-    return _numbered(tracks.select(np.repeat(accepted, 2)), events.extra["is_background"][accepted] > 0.5, 0)
+    is_background = np.asarray(events.extra["is_background"], dtype=np.bool_)
+    return _numbered(tracks.select(np.repeat(accepted, 2)), is_background[accepted], 0)
 
 
 def _numbered(tracks: Tracks, is_background: NDArray[np.bool_], first: int) -> Pairs:
@@ -323,7 +329,18 @@ def _follow_all(
     for n in range(len(states)):
         room.state[:] = states[n]
         _follow(
-            rng, planes, sensors, navigation, truth, effects, room, module[n], u[n], v[n], sigma_u[n], sigma_v[n]
+            rng,
+            planes,
+            sensors,
+            navigation,
+            truth,
+            effects,
+            room,
+            module[n],
+            u[n],
+            v[n],
+            sigma_u[n],
+            sigma_v[n],
         )
 
 
@@ -360,7 +377,19 @@ def _follow(
                 state[:] = room.end
                 module[n] = sensor
                 sigma_u[n], sigma_v[n] = sensors.sigma_u[sensor], sensors.sigma_v[sensor]
-                _hit(rng, sensor, local_u, local_v, planes, sensors, truth[planes.unit[sensor]], effects, n, u, v)
+                _hit(
+                    rng,
+                    sensor,
+                    local_u,
+                    local_v,
+                    planes,
+                    sensors,
+                    truth[planes.unit[sensor]],
+                    effects,
+                    n,
+                    u,
+                    v,
+                )
                 n += 1
                 if not _matter(rng, sensor, planes, truth[planes.unit[sensor]], effects, state):
                     return n
