@@ -285,9 +285,12 @@ def _arrow_columns(batch: Any, names: Sequence[str] | Mapping[str, ColumnType]) 
     return {name: _arrow_column(batch.column(name)) for name in names}
 
 
-def _arrow_column(array: Any) -> NDArray[np.generic]:
+def _arrow_column(array: Any) -> Column:
     import pyarrow
 
+    if pyarrow.types.is_list(array.type) or pyarrow.types.is_large_list(array.type):
+        counts = np.asarray(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+        return Jagged(np.asarray(array.flatten().to_numpy(zero_copy_only=False)), counts)
     if pyarrow.types.is_string(array.type) or pyarrow.types.is_large_string(array.type):
         return np.asarray(array.fill_null("").to_numpy(zero_copy_only=False), dtype=np.str_)
     return np.asarray(array.to_numpy(zero_copy_only=False))

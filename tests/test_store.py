@@ -35,6 +35,7 @@ from musclecal.records import (
     Muons,
     NuisanceGroup,
     Nuisances,
+    Pairs,
     PhiRefinement,
     Resolution,
     Response,
@@ -50,6 +51,7 @@ from musclecal.records import (
     SplitTest,
     TemplateFit,
     TemplateHistogram,
+    Tracks,
     WidthClosure,
 )
 from musclecal.store import load, load_attributes, save, written_atomically
@@ -265,6 +267,13 @@ EXAMPLES["detector"] = Detector(
     floats(3), floats(3), floats(3), floats(3),
 )  # fmt: skip
 EXAMPLES["field map"] = FieldMap("map", floats(3), floats(4), floats(3, 4))
+EXAMPLES["tracks"] = Tracks(
+    np.array([1, -1], dtype=np.int8), ints(2, 4).astype(np.int32), floats(2, 4), floats(2, 4), floats(2, 4),
+    floats(2, 4), ints(2), floats(2, 6),
+)  # fmt: skip
+EXAMPLES["tracks, no truth"] = replace(EXAMPLES["tracks"], truth=None)
+EXAMPLES["pairs"] = Pairs(EXAMPLES["tracks"], ints(1, 2).astype(np.int32), np.array([True]))
+EXAMPLES["pairs of data"] = replace(EXAMPLES["pairs"], is_background=None)
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

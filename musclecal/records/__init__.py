@@ -39,7 +39,7 @@ from musclecal.records.scale import (
     TemplateFit,
 )
 from musclecal.records.tables import CorrectionTables
-from musclecal.records.tracks import Tracks
+from musclecal.records.tracks import Pairs, Tracks
 
 __all__ = [
     "PARAMETER_TYPES",
@@ -68,6 +68,7 @@ __all__ = [
     "NuisanceGroup",
     "Nuisances",
     "PairRefits",
+    "Pairs",
     "PhiRefinement",
     "Refits",
     "Resolution",
