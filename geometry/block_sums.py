@@ -3,8 +3,8 @@
 Each block is summed in the order of the pairs, whatever the chunks and the number of threads: rows are dealt to a fixed
 number of parts, and each part scans all pairs of a chunk. Blocks are found by open addressing.
 
-Memory: 8 P^2 + 40 bytes a block (170 at P = 4, 1.7 GB for 1e7 blocks), up to one half more while a part grows, and 8 P^2
-more a block when `BlockSums.finish` makes the record.
+Memory: 8 P^2 + 40 to 80 bytes a block (2 GB for 1e7 blocks at P = 4), and 8 P^2 + 28 more a block when
+`BlockSums.finish` makes the record.
 
 Not for: the equations of one pair (`musclecal.geometry.refit`), or their solution (`musclecal.geometry.modules`).
 """
@@ -81,7 +81,9 @@ class BlockSums:
         extra = np.stack([np.ones(n_pair), *(np.asarray(column, dtype=np.float64) for column in columns)])
         wrong = good & ~(_finite_pairs(units, vector, self.n_slots) & np.isfinite(extra).all(axis=0))
         if wrong.any():
-            raise InputError(f"pair {np.flatnonzero(wrong)[0]} of the chunk has a vector or chi2 that is no number")
+            raise InputError(
+                f"pair {np.flatnonzero(wrong)[0]} of the chunk has a vector or chi2 that is no number"
+            )
         _sum_in_order(extra, good, self._totals)
 
         def work(part: _Part) -> None:
@@ -172,7 +174,7 @@ def _slot_of(key: int, table: Ints) -> int:
     slot = np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
     while table[slot, 0] != key and table[slot, 0] != -1:
         slot = (slot + 1) & mask
-    return slot
+    return int(slot)
 
 
 @kernel

@@ -1,8 +1,8 @@
 """Corrections of modules as a Parquet table: one row a parameter, with its unit in words.
 
-Columns: ``module`` (id of the mechanical unit), ``type`` (u, v, u_stereo, field, material, w, gamma), ``value``, ``sigma``
-(cm, rad, or relative: metadata ``units``), ``uses``. What belongs to the fit as a whole stands in the metadata, as JSON under
-``musclecal``; so `read_corrections` gives back what was written, to the bit.
+Columns: ``module`` (id of the mechanical unit), ``type`` (u, v, u_stereo, field, material, w, gamma), ``value`` and
+``sigma`` (cm, rad, or relative: metadata ``units``), ``uses``. What belongs to the fit as a whole stands in the
+metadata, as JSON under ``musclecal``; so `read_corrections` gives back what was written, to the bit.
 
 Not for: files between stages that only this package reads (`musclecal.store`).
 """
@@ -114,9 +114,7 @@ def read_corrections(path: str | os.PathLike[str]) -> tuple[ModuleCorrections, I
     return corrections, ids
 
 
-def _places(
-    path: str | os.PathLike[str], table: Any, ids: Ints, n_slots: int
-) -> tuple[Ints, Ints, Ints]:
+def _places(path: str | os.PathLike[str], table: Any, ids: Ints, n_slots: int) -> tuple[Ints, Ints, Ints]:
     """Unit, slot and number of the type of each row."""
     order = np.argsort(ids)
     modules = table["module"].to_numpy()
@@ -127,7 +125,9 @@ def _places(
     types = table["type"].to_pylist()
     unknown = sorted(set(types) - set(PARAMETER_TYPES[1:]))
     if unknown:
-        raise InputError(f"{path}: parameters of type {unknown[0]!r}, known are {', '.join(PARAMETER_TYPES[1:])}")
+        raise InputError(
+            f"{path}: parameters of type {unknown[0]!r}, known are {', '.join(PARAMETER_TYPES[1:])}"
+        )
     kind = np.array([PARAMETER_TYPES.index(name) for name in types], dtype=np.int64)
     slot = np.array([0, 0, 1, 1, 2, 3, 4, 5])[kind]
     if np.any(slot >= n_slots) or len(np.unique(unit * n_slots + slot)) != len(unit):
