@@ -170,8 +170,8 @@ class _Part:
 def _slot_of(key: int, table: Ints) -> int:
     """Row of the table that holds ``key``, or the empty one where it belongs; the table is never full."""
     mask = table.shape[0] - 1
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
+    mixed = (key & 0x7FFFFFFF) * 2654435761 + (key >> 31)
+    slot = (mixed ^ (mixed >> 32)) & mask
     while table[slot, 0] != key and table[slot, 0] != -1:
         slot = (slot + 1) & mask
     return int(slot)
