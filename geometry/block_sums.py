@@ -3,8 +3,8 @@
 Each block is summed in the order of the pairs, whatever the chunks and the number of threads: rows are dealt to a fixed
 number of parts, and each part scans all pairs of a chunk. Blocks are found by open addressing.
 
-Memory: 8 P^2 + 40 bytes a block (170 at P = 4, 1.7 GB for 1e7 blocks), up to one half more while a part grows, and 8 P^2
-more a block when `BlockSums.finish` makes the record.
+Memory: 8 P^2 + 40 to 80 bytes a block (2 GB for 1e7 blocks at P = 4), and 8 P^2 + 28 more a block when
+`BlockSums.finish` makes the record.
 
 Not for: the equations of one pair (`musclecal.geometry.refit`), or their solution (`musclecal.geometry.modules`).
 """
@@ -170,11 +170,11 @@ class _Part:
 def _slot_of(key: int, table: Ints) -> int:
     """Row of the table that holds ``key``, or the empty one where it belongs; the table is never full."""
     mask = table.shape[0] - 1
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    slot = np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
+    mixed = (key & 0x7FFFFFFF) * 2654435761 + (key >> 31)
+    slot = (mixed ^ (mixed >> 32)) & mask
     while table[slot, 0] != key and table[slot, 0] != -1:
         slot = (slot + 1) & mask
-    return slot
+    return int(slot)
 
 
 @kernel

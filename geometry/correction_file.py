@@ -1,8 +1,8 @@
 """Corrections of modules as a Parquet table: one row a parameter, with its unit in words.
 
-Columns: ``module`` (id of the mechanical unit), ``type`` (u, v, u_stereo, field, material, w, gamma), ``value``, ``sigma``
-(cm, rad, or relative: metadata ``units``), ``uses``. What belongs to the fit as a whole stands in the metadata, as JSON under
-``musclecal``; so `read_corrections` gives back what was written, to the bit.
+Columns: ``module`` (id of the mechanical unit), ``type`` (u, v, u_stereo, field, material, w, gamma), ``value`` and
+``sigma`` (cm, rad, or relative: metadata ``units``), ``uses``. What belongs to the fit as a whole stands in the
+metadata, as JSON under ``musclecal``; so `read_corrections` gives back what was written, to the bit.
 
 Not for: files between stages that only this package reads (`musclecal.store`).
 """

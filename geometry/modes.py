@@ -3,16 +3,18 @@ r"""What is known of modules before any track: independent widths, and the ways 
 Independent priors alone hold a coherent shift of n modules to width/sqrt(n): far tighter than what is known of a layer.
 So the prior of the parameters p is that of p = x + S^T a, x independent, and a the amplitudes of explicit modes.
 
-A mode of position is a displacement d(x) of what stands at x; a sensor is shifted by d.u along u (pixels d.v along v, by
-option d.w along w, and turned about w by the antisymmetric part of grad d). Modes are named as in the alignment literature
-(the nine of D. N. Brown et al. for BaBar: dr, r dphi and dz against r, phi and z; CMS, JINST 9 (2014) P06009):
+A mode of position is a displacement d(x) of what stands at x; a sensor is shifted by d.u along u (pixels d.v along v,
+by option d.w along w, and turned about w by the antisymmetric part of grad d). Modes are named as in the alignment
+literature (the nine of D. N. Brown et al. for BaBar, dr, r dphi and dz against r, phi and z; CMS, JINST 9 (2014)
+P06009):
 
     radial           dr = c r               curl       r dphi = c r^2          telescope    dz = c r
     bowing           dr = c (Z^2 - z^2)     twist      r dphi = c r z          z expansion  dz = c z
     elliptical       dr = c r cos 2 phi     sagitta    r dphi = c r cos phi    skew         dz = c cos phi
 
 those with cos also with sin; and for each layer its rotation, its translations along x and y, and along v of pixels.
-Each mode is scaled so that its largest displacement (change of field, of material) is 1: widths are largest displacements.
+Each mode is scaled so that its largest displacement (change of field, of material) is 1: a width is a largest
+displacement.
 
 Not for: which modes tracks do not see (`musclecal.geometry.modules`).
 """
@@ -29,13 +31,7 @@ from musclecal.errors import InputError
 from musclecal.records import PARAMETER_TYPES, Floats
 
 __all__ = [
-    "ModeWidths",
-    "Modes",
-    "Widths",
-    "independent_widths",
-    "no_modes",
-    "parameter_kinds",
-    "structure_modes",
+    "ModeWidths", "Modes", "Widths", "independent_widths", "no_modes", "parameter_kinds", "structure_modes",
     "sub_detectors",
 ]  # fmt: skip
 
@@ -66,7 +62,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class ModeWidths:
-    """Prior widths of the amplitudes: largest displacement in cm, relative for field and material; 0 leaves modes out."""
+    """Prior widths of amplitudes: largest displacement in cm, relative for field and material; 0 leaves modes out."""
 
     layer: float = 0.01
     layer_v: float = 0.01
@@ -94,7 +90,9 @@ class Modes:
 
     def dense(self, n_slots: int) -> Floats:
         """(n_mode, n_units, P)."""
-        return np.asarray(self.vectors.toarray()).reshape(len(self.names), -1, n_slots)
+        return np.asarray(self.vectors.toarray()).reshape(
+            len(self.names), self.vectors.shape[1] // n_slots, n_slots
+        )
 
     def only(self, names: Sequence[str]) -> "Modes":
         """Some of them, in the order of ``names``."""
@@ -264,46 +262,37 @@ class _Sensors:
         return out.ravel()
 
 
-def _cylindrical(x: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """r, cos phi, sin phi, z (n,) and the direction of rising phi (n, 3)."""
+@dataclass(frozen=True)
+class _Places:
+    """Cylindrical coordinates (n,) of places, and the directions (n, 3) of rising r, phi and z."""
+
+    r: Floats
+    cos: Floats
+    sin: Floats
+    z: Floats
+    directions: dict[str, Floats]
+
+
+def _places(x: Floats) -> _Places:
     r = np.hypot(x[:, 0], x[:, 1])
-    cos, sin = x[:, 0] / r, x[:, 1] / r
-    return r, cos, sin, x[:, 2], np.stack([-sin, cos, np.zeros(len(r))], axis=1)
+    cos, sin, zero = x[:, 0] / r, x[:, 1] / r, np.zeros(len(x))
+    directions = {"r": [cos, sin, zero], "phi": [-sin, cos, zero], "z": [zero, zero, zero + 1.0]}
+    return _Places(r, cos, sin, x[:, 2], {name: np.stack(of, axis=1) for name, of in directions.items()})
 
 
-def _along_phi(size: Callable[[Floats, Floats, Floats, Floats], Floats]) -> _Displacement:
-    """r dphi = size(r, cos phi, sin phi, z)."""
-
-    def displacement(x: Floats) -> Floats:
-        r, cos, sin, z, direction = _cylindrical(x)
-        return np.asarray(size(r, cos, sin, z)[:, None] * direction)
-
-    return displacement
-
-
-def _along_r(size: Callable[[Floats, Floats, Floats, Floats], Floats]) -> _Displacement:
-    """dr = size(r, cos phi, sin phi, z)."""
+def _along(direction: str, size: Callable[[_Places], Floats]) -> _Displacement:
+    """The displacement by ``size`` cm along r, phi or z."""
 
     def displacement(x: Floats) -> Floats:
-        r, cos, sin, z, _ = _cylindrical(x)
-        return np.asarray(size(r, cos, sin, z)[:, None] * np.stack([cos, sin, np.zeros(len(r))], axis=1))
-
-    return displacement
-
-
-def _along_z(size: Callable[[Floats, Floats, Floats, Floats], Floats]) -> _Displacement:
-    """dz = size(r, cos phi, sin phi, z)."""
-
-    def displacement(x: Floats) -> Floats:
-        r, cos, sin, z, _ = _cylindrical(x)
-        return np.asarray(size(r, cos, sin, z)[:, None] * np.array([0.0, 0.0, 1.0]))
+        at = _places(x)
+        return np.asarray(size(at)[:, None] * at.directions[direction])
 
     return displacement
 
 
 def _layer_displacements() -> list[tuple[str, _Displacement]]:
     return [
-        ("rotation", _along_phi(lambda r, cos, sin, z: r)),
+        ("rotation", _along("phi", lambda at: at.r)),
         ("x shift", lambda x: np.tile([1.0, 0.0, 0.0], (len(x), 1))),
         ("y shift", lambda x: np.tile([0.0, 1.0, 0.0], (len(x), 1))),
     ]
@@ -313,31 +302,31 @@ def _weak_displacements(centre: Floats) -> list[tuple[str, _Displacement]]:
     """The weak modes of what stands at ``centre``: its half-length sets the bowing."""
     z_end = np.abs(centre[:, 2]).max()
     return [
-        ("radial", _along_r(lambda r, cos, sin, z: r)),
-        ("bowing", _along_r(lambda r, cos, sin, z: z_end**2 - z**2)),
-        ("elliptical cos", _along_r(lambda r, cos, sin, z: r * (cos**2 - sin**2))),
-        ("elliptical sin", _along_r(lambda r, cos, sin, z: r * 2.0 * sin * cos)),
-        ("curl", _along_phi(lambda r, cos, sin, z: r**2)),
-        ("twist", _along_phi(lambda r, cos, sin, z: r * z)),
-        ("sagitta cos", _along_phi(lambda r, cos, sin, z: r * cos)),
-        ("sagitta sin", _along_phi(lambda r, cos, sin, z: r * sin)),
-        ("telescope", _along_z(lambda r, cos, sin, z: r)),
-        ("z expansion", _along_z(lambda r, cos, sin, z: z)),
-        ("skew cos", _along_z(lambda r, cos, sin, z: cos)),
-        ("skew sin", _along_z(lambda r, cos, sin, z: sin)),
+        ("radial", _along("r", lambda at: at.r)),
+        ("bowing", _along("r", lambda at: z_end**2 - at.z**2)),
+        ("elliptical cos", _along("r", lambda at: at.r * (at.cos**2 - at.sin**2))),
+        ("elliptical sin", _along("r", lambda at: at.r * 2.0 * at.sin * at.cos)),
+        ("curl", _along("phi", lambda at: at.r**2)),
+        ("twist", _along("phi", lambda at: at.r * at.z)),
+        ("sagitta cos", _along("phi", lambda at: at.r * at.cos)),
+        ("sagitta sin", _along("phi", lambda at: at.r * at.sin)),
+        ("telescope", _along("z", lambda at: at.r)),
+        ("z expansion", _along("z", lambda at: at.z)),
+        ("skew cos", _along("z", lambda at: at.cos)),
+        ("skew sin", _along("z", lambda at: at.sin)),
     ]
 
 
 def _field_changes(centre: Floats) -> list[tuple[str, Floats]]:
     """Polynomials of dB/B, the largest value of each 1."""
-    r, cos, sin, z, _ = _cylindrical(centre)
+    at = _places(centre)
     changes = [
-        ("field", np.ones(len(r))),
-        ("field z", z),
-        ("field z2", z**2),
-        ("field r", r),
-        ("field r2", r**2),
-        ("field cos", cos),
-        ("field sin", sin),
+        ("field", np.ones(len(centre))),
+        ("field z", at.z),
+        ("field z2", at.z**2),
+        ("field r", at.r),
+        ("field r2", at.r**2),
+        ("field cos", at.cos),
+        ("field sin", at.sin),
     ]
     return [(name, change / max(np.abs(change).max(), 1e-300)) for name, change in changes]

@@ -5,10 +5,12 @@ a ~ N(0, L): P = D + S^T L S. The minimum of chi2(p) + p^T P^-1 p is p0 + K^-1 h
 
     K = C + P^-1,    h = g - P^-1 p0,    P^-1 = D^-1 - D^-1 S^T (L^-1 + S D^-1 S^T)^-1 S D^-1,
 
-which is what one gets with the amplitudes a as further unknowns once these are eliminated. D^-1 = 0 where nothing is known.
+which is what one gets with the amplitudes a as further unknowns once these are eliminated. D^-1 = 0 where nothing is
+known.
 
-Preconditioner, of two levels: with Y a basis of the modes in which K is one, Y^T K Y = 1, and J the inverses of the blocks
-of units, M^-1 = Y Y^T + (1 - Y Y^T K) J (1 - K Y Y^T): what is coherent is solved exactly, the rest unit by unit.
+Preconditioner, of two levels: with Y a basis of the modes in which K is one, Y^T K Y = 1, and J the inverses of the
+blocks of units, M^-1 = Y Y^T + (1 - Y Y^T K) J (1 - K Y Y^T): what is coherent is solved exactly, the rest
+unit by unit.
 
 Not for: what the solution is called (`musclecal.geometry.modules`).
 """
@@ -194,6 +196,20 @@ class ModuleEquations:
         ------
         InputError : no convergence, or combinations that nothing fixes.
         """
+        solved = self.attempt(right, tolerance, most_iterations)
+        if not solved.residual <= max(10.0 * tolerance, 1e-9):
+            left = right - self.times(solved.values)
+            worst = int(np.argmax(np.sum(left * self.precondition(left), axis=0)))
+            raise InputError(
+                f"the equations of the modules are not solved after {solved.iterations} iterations (residual "
+                f"{solved.residual:.1e}, asked for {tolerance:.1e}); slowest: "
+                f"{self.describe(self.precondition(left)[:, worst])}"
+            )
+        return solved
+
+    def attempt(self, right: Floats, tolerance: float, most_iterations: int) -> Solved:
+        """As `solve`, but what was reached is given back whether it is a solution or not."""
+        right = np.where(self.used[:, None], right, 0.0)
         parts = [
             self._conjugate_gradients(right[:, i : i + _COLUMNS], tolerance, most_iterations)
             for i in range(0, right.shape[1], _COLUMNS)
@@ -205,36 +221,22 @@ class ModuleEquations:
         )
 
     def _conjugate_gradients(self, right: Floats, tolerance: float, most_iterations: int) -> Solved:
-        right = np.where(self.used[:, None], right, 0.0)
         x = np.zeros_like(right)
         r, z = right.copy(), self.precondition(right)
-        rz = np.einsum("nc,nc->c", r, z)
-        goal = tolerance**2 * rz
+        size = rz = _products(r, z)
         direction, iterations = z, 0
-        while np.any(rz > goal) and iterations < most_iterations:
+        while np.any(rz > tolerance**2 * size) and iterations < most_iterations:
             product = self.times(direction)
-            curvature = np.einsum("nc,nc->c", direction, product)
-            step = np.where(
-                (rz > goal) & (curvature > 0.0), rz / np.where(curvature > 0.0, curvature, 1.0), 0.0
-            )
+            step = np.where(rz > tolerance**2 * size, _ratio(rz, _products(direction, product)), 0.0)
             x += step * direction
             r -= step * product
             z = self.precondition(r)
-            after = np.einsum("nc,nc->c", r, z)
-            direction = z + np.where(rz > 0.0, after / np.where(rz > 0.0, rz, 1.0), 0.0) * direction
-            rz = after
+            before, rz = rz, _products(r, z)
+            direction = z + _ratio(rz, before) * direction
             iterations += 1
         left = right - self.times(x)
-        norm = np.einsum("nc,nc->c", right, self.precondition(right))
-        rest = np.einsum("nc,nc->c", left, self.precondition(left))
-        residual = float(np.sqrt(np.max(np.abs(rest) / np.where(norm > 0.0, norm, 1.0))))
-        if not residual <= max(10.0 * tolerance, 1e-9):
-            worst = int(np.argmax(rest / np.where(norm > 0.0, norm, 1.0)))
-            raise InputError(
-                f"the equations of the modules are not solved after {iterations} iterations (residual "
-                f"{residual:.1e}, asked for {tolerance:.1e}); slowest: {self.describe(self.precondition(left)[:, worst])}"
-            )
-        return Solved(x, iterations, residual)
+        rest = _ratio(np.abs(_products(left, self.precondition(left))), size)
+        return Solved(x, iterations, float(np.sqrt(rest.max())))
 
     @cached_property
     def dense(self) -> Floats:
@@ -293,7 +295,7 @@ class ModuleEquations:
     def _refuse_singular(self, scaled: Floats, unit: Floats) -> None:
         """Name the combinations that nothing fixes, if there are any."""
         size, vectors = np.linalg.eigh(scaled)
-        n = np.count_nonzero(size < _SINGULAR * size[-1])
+        n = int(np.count_nonzero(size < _SINGULAR * size[-1]))
         if n:
             named = []
             for k in range(min(n, 3)):
@@ -321,3 +323,13 @@ class ModuleEquations:
     def _parameter(self, k: int) -> str:
         unit, slot = divmod(int(k), self.sums.n_slots)
         return f"parameter {slot} of unit {unit}"
+
+
+def _products(one: Floats, two: Floats) -> Floats:
+    """(n_column,) products of columns."""
+    return np.asarray(np.einsum("nc,nc->c", one, two))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """above/below, 0 where there is nothing below."""
+    return np.asarray(np.where(below > 0.0, above / np.where(below > 0.0, below, 1.0), 0.0))

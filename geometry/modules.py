@@ -1,7 +1,7 @@
 r"""The global fit of module parameters: from sums of tracks and a prior to corrections with errors.
 
-`ModuleEquations` holds the equations. What one may ask of them: the corrections (`solve_modules`), and the covariance of
-chosen combinations of parameters, such as the bias of the momentum scale in bins of eta (`variance_of`).
+`ModuleEquations` holds the equations. What one may ask of them: the corrections (`solve_modules`), and the covariance
+of chosen combinations of parameters, such as the bias of the momentum scale in bins of eta (`variance_of`).
 
 Not for: the sums (`musclecal.geometry.block_sums`), or files (`musclecal.geometry.correction_file`).
 """
@@ -26,6 +26,9 @@ _EXACT = 1500
 
 _PROBE_TOLERANCE = 1e-6
 
+_SEEN = 1e-11
+"""Curvature of a direction, relative to that of its parameters one by one, below which it counts as not fixed."""
+
 
 def solve_modules(
     equations: ModuleEquations,
@@ -42,8 +45,8 @@ def solve_modules(
     kinds : (n_units, P) what each parameter is (`parameter_kinds`).
     tolerance : of conjugate gradients, on the residual relative to the right-hand side.
 
-    The errors are exact for the direct solver and for small problems. Else they are lower bounds, the larger of two: the
-    error if all other units were known, and that if only the modes could move. `variance_of` is exact for any combination.
+    The errors are exact for the direct solver and for small problems. Else they are lower bounds, the larger of two:
+    the error if all other units were known, and that if only the modes could move. `variance_of` is exact.
 
     Raises
     ------
@@ -119,14 +122,13 @@ def _refuse_unfixed(equations: ModuleEquations, solver: Solver, most_iterations:
     if solver == "direct" or not free.any():
         return
     noise = np.random.default_rng(1).normal(size=len(free)) * np.sqrt(equations.diagonal)
-    x = equations.solve(
-        np.where(equations.used, noise, 0.0)[:, None],
-        tolerance=_PROBE_TOLERANCE,
-        most_iterations=most_iterations,
-    ).values
-    size = np.sum(x * equations.times(x)) / np.sum(equations.diagonal[:, None] * x**2)
-    if not size > 1e-11:
-        raise InputError(f"a combination of parameters is not fixed: {equations.describe(x[:, 0])}")
+    noise = np.where(equations.used, noise, 0.0)[:, None]
+    probe = equations.attempt(noise, _PROBE_TOLERANCE, most_iterations)
+    size = np.sum(probe.values * equations.times(probe.values))
+    if not size > _SEEN * np.sum(equations.diagonal[:, None] * probe.values**2):
+        raise InputError(
+            f"a combination of parameters is not fixed: {equations.describe(probe.values[:, 0])}"
+        )
 
 
 def _exact_variances(equations: ModuleEquations) -> tuple[Floats, Floats]:

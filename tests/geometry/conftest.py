@@ -1,12 +1,20 @@
-"""Small made-up problems of module parameters, with everything about them known."""
+"""Fixtures of the tests of geometry: small made-up problems of module parameters, with everything about them known."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from musclecal.geometry.block_sums import BlockSums
 from musclecal.records import Floats, ModuleSums
+
+
+@pytest.fixture(scope="session")
+def problems() -> SimpleNamespace:
+    """Its ``pairs``, ``sums_of`` and ``by_hand``."""
+    return SimpleNamespace(pairs=linear_pairs, sums_of=sums_of, by_hand=by_hand)
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,12 @@ class Chunk:
 def linear_pairs(
     truth: Floats, n_pair: int, rng: np.random.Generator, *, noise: float = 1.0, point: Floats | None = None,
     n_max: int = 6, n_row: int = 14, n_local: int = 5, used: Any = None,
+    unseen: Floats | None = None,
 ) -> Chunk:  # fmt: skip
     """Pairs whose hits depend linearly on random local parameters and on the parameters (n_units, P) of some units.
 
     Rows: n_row measurements r = G (truth - point) + A l + noise, of which l is eliminated. Units may stand twice, and
-    some places are empty.
+    some places are empty. ``unseen`` (n_units, P) is a change of parameters that no measurement sees.
     """
     n_units, p = truth.shape
     point = np.zeros_like(truth) if point is None else point
@@ -38,6 +47,14 @@ def linear_pairs(
     units[rng.random((n_pair, n_max)) < 0.15] = -1
     there = used[units] & (units >= 0)[:, :, None]
     G = rng.normal(size=(n_pair, n_row, n_max, p)) * there[:, None]
+    if unseen is not None:
+        along = unseen[units] * there
+        size = np.sum(along**2, axis=(1, 2))[:, None, None, None]
+        G -= (
+            np.einsum("erap,eap->er", G, along)[:, :, None, None]
+            * along[:, None]
+            / np.where(size > 0, size, 1.0)
+        )
     A = rng.normal(size=(n_pair, n_row, n_local))
     r = np.einsum("erap,eap->er", G, (truth - point)[units])
     r += np.einsum("erk,ek->er", A, rng.normal(size=(n_pair, n_local))) + noise * rng.normal(size=r.shape)
