@@ -1,14 +1,12 @@
-"""Fits of tracks and pairs from their hits: arrays in, records out, and what pairs add to the global fit.
+"""Fits of tracks from their hits: arrays in, records out, and how they depend on the modules.
 
-`refit_tracks`, `refit_pairs`, and `contributions`, whose chunks go to `musclecal.geometry.block_sums`. Everything starts
-from the hits: no truth and no earlier fit is used.
+Everything starts from the hits: no truth and no earlier fit is used.
 
-Not for: reading hits, pattern recognition, or the formulas (`musclecal.geometry.refit_kernels`).
+Not for: reading hits, pattern recognition, pairs (`musclecal.geometry.pair_refit`), or the formulas
+(`musclecal.geometry.refit_kernels`).
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 
 from musclecal.compiled import in_order, kernel
 from musclecal.errors import InputError
-from musclecal.geometry.pair_kernels import N_PAIR, eliminate, fit_pair, mass_variance
 from musclecal.geometry.refit_kernels import (
     CONVERGED,
     TOO_FEW_HITS,
@@ -26,30 +23,30 @@ from musclecal.geometry.refit_kernels import (
     new_fit,
     outlier_chi2,
     seed,
+    track_jacobian,
 )
-from musclecal.geometry.small_matrices import inverse_of
 from musclecal.geometry.trace import Planes
-from musclecal.records import Floats, Ints, MassConstraint, PairRefits, Refits, Tracks
+from musclecal.records import Floats, Ints, Refits, Tracks
 
-__all__ = ["Contributions", "RefitCuts", "contributions", "refit_pairs", "refit_tracks"]
+__all__ = [
+    "BLOCK", "DEFAULT_CUTS", "N_TRACK", "STEPS", "RefitCuts", "checked_parameters", "corrected_local", "fit_clean",
+    "hits_of", "module_jacobians", "refit_tracks",
+]  # fmt: skip
 
 N_TRACK = 5
 """Local parameters of a track."""
-_BLOCK = 256
-_STEPS = 15
-_START_TOLERANCE = 1e-2
-"""In chi2, of a fit that another starts from."""
+BLOCK = 256
+STEPS = 15
 
 
-@dataclass(frozen=True)
-class RefitCuts:
+class RefitCuts(NamedTuple):
     """What is left out, and when a fit ends.
 
     Attributes
     ----------
     tolerance : in chi2: a fit ends with the step before which that much was left to be gained. The step leaves some
         1e-3 of the way, so that 1e-4 is 1e-5 of a standard deviation.
-    hit_chi2 : a coordinate without which chi2 is lower by more is taken out, the worst first, and the track fitted again.
+    hit_chi2 : a coordinate without which chi2 is lower by more is taken out, the worst first.
     most_rejected : coordinates of a track that may be.
     chi2_per_ndf : pairs above it are not used in the global fit.
     gradient : nor are those whose gradient in any module parameter is more standard deviations.
@@ -62,26 +59,11 @@ class RefitCuts:
     gradient: float = 8.0
 
 
-class Contributions(NamedTuple):
-    """What a chunk of pairs adds to the global fit (`musclecal.geometry.block_sums`).
-
-    Attributes
-    ----------
-    units : (n, n_max) met by the pair, a unit may be there for each muon; -1 where there is none.
-    matrix : (n, n_max P, n_max P) on and above the diagonal of blocks. vector : (n, n_max P).
-    chi2, ndf : (n,). good : (n,) whether the pair is used.
-    """
-
-    units: NDArray[np.int32]
-    matrix: Floats
-    vector: Floats
-    chi2: Floats
-    ndf: Ints
-    good: NDArray[np.bool_]
+DEFAULT_CUTS = RefitCuts()
 
 
 @kernel
-def _hits_of(
+def hits_of(
     track: int,
     module: NDArray[np.int32],
     u: Floats,
@@ -100,20 +82,20 @@ def _hits_of(
 
 
 @kernel
-def _fit_clean(
+def fit_clean(
     hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, covariance: Floats, fit: Fit, work: Floats,
-    column: Floats, hit_chi2: float, most_rejected: int, tolerance: float,
+    column: Floats, cuts: RefitCuts, tolerance: float,
 ) -> tuple[int, float, int, int]:  # fmt: skip
-    """Fit from a seed; take out the worst coordinate while it is too bad. Status, chi2, ndf, how many were taken out."""
+    """Fit from a seed, without the worst coordinates. Status, chi2, ndf, how many were taken out."""
     if not seed(hits, n, planes, local):
         return TOO_FEW_HITS, math.nan, 0, 0
-    for rejected in range(most_rejected + 1):
-        status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, _STEPS, tolerance, work)
+    for rejected in range(cuts.most_rejected + 1):
+        status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
         ndf = fit.n[0] - N_TRACK
-        if status != CONVERGED or rejected == most_rejected or ndf <= 1 or chi2 < hit_chi2:
+        if status != CONVERGED or rejected == cuts.most_rejected or ndf <= 1 or chi2 < cuts.hit_chi2:
             break
         worst, gain = outlier_chi2(fit, N_TRACK, work[7:12, :N_TRACK], column)
-        if gain < hit_chi2:
+        if gain < cuts.hit_chi2:
             break
         row = fit.which[worst]
         if row % 2 == 0:
@@ -126,17 +108,16 @@ def _fit_clean(
 @kernel
 def _fit_tracks(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
-    parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats, chi2: Floats,
+    parameters: Floats, cuts: RefitCuts, local: Floats, covariance: Floats, chi2: Floats,
     ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
 ) -> None:  # fmt: skip
     n_max = module.shape[1]
     fit, values = new_fit(n_max, N_TRACK, 0), np.empty((2, n_max))
     work, column = np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1))
     for t in range(module.shape[0]):
-        hits, n = _hits_of(t, module, u, v, sigma_u, sigma_v, values)
-        status[t], chi2[t], ndf[t], rejected[t] = _fit_clean(
-            hits, n, planes, parameters, local[t], covariance[t], fit, work, column, hit_chi2, most_rejected,
-            tolerance,
+        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v, values)
+        status[t], chi2[t], ndf[t], rejected[t] = fit_clean(
+            hits, n, planes, parameters, local[t], covariance[t], fit, work, column, cuts, cuts.tolerance
         )  # fmt: skip
         if status[t] != CONVERGED:
             local[t, :] = math.nan
@@ -145,7 +126,7 @@ def _fit_tracks(
 
 
 def refit_tracks(
-    tracks: Tracks, planes: Planes, parameters: Floats | None = None, cuts: RefitCuts = RefitCuts()
+    tracks: Tracks, planes: Planes, parameters: Floats | None = None, cuts: RefitCuts = DEFAULT_CUTS
 ) -> Refits:
     """Fit every track.
 
@@ -157,7 +138,7 @@ def refit_tracks(
     ------
     InputError : a module that the detector does not have, parameters of another shape.
     """
-    parameters = _checked(tracks, planes, parameters)
+    parameters = checked_parameters(tracks, planes, parameters)
     n = len(tracks.module)
     out = Refits(
         np.zeros((n, N_TRACK)), np.zeros((n, N_TRACK, N_TRACK)), np.zeros(n), np.zeros(n, np.int64),
@@ -165,19 +146,72 @@ def refit_tracks(
     )  # fmt: skip
 
     def block(first: int) -> None:
-        part = slice(first, first + _BLOCK)
+        part = slice(first, first + BLOCK)
         _fit_tracks(
             tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
-            parameters, cuts.tolerance, cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.chi2[part],
+            parameters, cuts, out.local[part], out.covariance[part], out.chi2[part],
             out.ndf[part], out.status[part], out.rejected[part],
         )  # fmt: skip
 
-    for _ in in_order(block, range(0, n, _BLOCK)):
+    for _ in in_order(block, range(0, n, BLOCK)):
         pass
     return out
 
 
-def _checked(tracks: Tracks, planes: Planes, parameters: Floats | None) -> Floats:
+@kernel
+def _jacobians(
+    module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
+    parameters: Floats, local: Floats, status: NDArray[np.int8], units: NDArray[np.int32], jacobian: Floats,
+) -> None:  # fmt: skip
+    n_max = module.shape[1]
+    fit, values = new_fit(n_max, N_TRACK, parameters.shape[1] * n_max), np.empty((2, n_max))
+    work = np.empty((13, 6))
+    for t in range(module.shape[0]):
+        units[t, :] = -1
+        jacobian[t, :, :] = 0.0
+        if status[t] != CONVERGED:
+            continue
+        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v, values)
+        n_unit = track_jacobian(hits, n, planes, parameters, local[t], fit, work, units[t], jacobian[t])
+        units[t, max(n_unit, 0) :] = -1
+
+
+def module_jacobians(
+    tracks: Tracks, refits: Refits, planes: Planes, parameters: Floats | None = None
+) -> tuple[NDArray[np.int32], Floats]:
+    """How the fitted parameters of tracks change with the modules: units (n, n_max) and d local/d p (n, 5, n_max P).
+
+    A fit at ``parameters`` while the detector is at p is off by J (p - parameters), to first order. Coordinates that
+    the fit took out count here. -1 and 0 where there is no fit.
+
+    Raises
+    ------
+    InputError : as `refit_tracks`.
+    """
+    parameters = checked_parameters(tracks, planes, parameters)
+    n, n_max = tracks.module.shape
+    units = np.empty((n, n_max), np.int32)
+    jacobian = np.empty((n, N_TRACK, n_max * parameters.shape[1]))
+
+    def block(first: int) -> None:
+        part = slice(first, first + BLOCK)
+        _jacobians(
+            tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
+            parameters, refits.local[part], refits.status[part], units[part], jacobian[part],
+        )  # fmt: skip
+
+    for _ in in_order(block, range(0, n, BLOCK)):
+        pass
+    return units, jacobian
+
+
+def corrected_local(refits: Refits, units: NDArray[np.int32], jacobian: Floats, change: Floats) -> Floats:
+    """(n, 5) fitted parameters if the detector is at p instead, ``change`` (n_unit, P) = p less where it was fitted."""
+    here = np.where(units[:, :, None] >= 0, change[np.maximum(units, 0)], 0.0).reshape(len(units), -1)
+    return np.asarray(refits.local - np.einsum("nkp,np->nk", jacobian, here))
+
+
+def checked_parameters(tracks: Tracks, planes: Planes, parameters: Floats | None) -> Floats:
     n_unit = int(planes.unit.max()) + 1
     if parameters is None:
         parameters = np.zeros((n_unit, 4))
@@ -190,236 +224,3 @@ def _checked(tracks: Tracks, planes: Planes, parameters: Floats | None) -> Float
     if highest >= len(planes.unit):
         raise InputError(f"module: {highest} is not in the detector, which has {len(planes.unit)}")
     return parameters
-
-
-class _Room(NamedTuple):
-    """Arrays that the fits of one block of pairs are made in."""
-
-    track: Fit
-    fits: tuple[Fit, Fit]
-    with_parameters: tuple[Fit, Fit]
-    plus: Floats
-    minus: Floats
-    local: Floats
-    covariance: Floats
-    matrix: Floats
-    vector: Floats
-    work: Floats
-    track_work: Floats
-    column: Floats
-    projected: Floats
-
-
-@kernel
-def _new_room(n_max: int, n_slot: int) -> _Room:
-    """``n_slot`` 0: no parameters."""
-    return _Room(
-        new_fit(n_max, N_TRACK, 0), (new_fit(n_max, 6, 0), new_fit(n_max, 6, 0)),
-        (new_fit(n_max, 6, n_slot * n_max), new_fit(n_max, 6, n_slot * n_max)), np.empty((2, n_max)),
-        np.empty((2, n_max)), np.empty(N_TRACK), np.empty((N_TRACK, N_TRACK)), np.empty((N_PAIR, N_PAIR)),
-        np.empty(N_PAIR), np.empty((13, N_PAIR)), np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1)),
-        np.empty((N_PAIR, 2 * n_max * n_slot)),
-    )  # fmt: skip
-
-
-@kernel
-def _fit_free(
-    plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float,
-    most_rejected: int, local: Floats, room: _Room,
-) -> tuple[int, float, int, int]:  # fmt: skip
-    """Fit of a pair without mass, started from fits of its tracks. Status, chi2, ndf, coordinates taken out."""
-    ndf, taken = 2 * N_TRACK - N_PAIR, 0
-    local[6:] = 0.0
-    for muon in range(2):
-        hits, n = (plus, n_plus) if muon == 0 else (minus, n_minus)
-        status, _, n_free, rejected = _fit_clean(
-            hits, n, planes, parameters, room.local, room.covariance, room.track, room.track_work, room.column, hit_chi2,
-            most_rejected, _START_TOLERANCE,
-        )  # fmt: skip
-        if status != CONVERGED:
-            return status, math.nan, 0, 0
-        local[3 * muon : 3 * muon + 3] = room.local[:3]
-        d = room.local[3]
-        local[6] -= 0.5 * d * math.sin(room.local[2])
-        local[7] += 0.5 * d * math.cos(room.local[2])
-        local[8] += 0.5 * room.local[4]
-        ndf += n_free
-        taken += rejected
-    status, chi2 = fit_pair(
-        plus, n_plus, minus, n_minus, planes, parameters, local, 0.0, math.inf, room.fits, room.matrix, room.vector,
-        room.work, _STEPS, tolerance,
-    )  # fmt: skip
-    return status, chi2, ndf, taken
-
-
-@kernel
-def _fit_pairs(
-    pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, local: Floats, covariance: Floats,
-    mass: Floats, mass_sigma: Floats, chi2: Floats, ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
-) -> None:  # fmt: skip
-    room = _new_room(module.shape[1], 0)
-    for t in range(len(pairs)):
-        plus, n_plus = _hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
-        minus, n_minus = _hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
-        status[t], chi2[t], ndf[t], rejected[t] = _fit_free(
-            plus,
-            n_plus,
-            minus,
-            n_minus,
-            planes,
-            parameters,
-            tolerance,
-            hit_chi2,
-            most_rejected,
-            local[t],
-            room,
-        )
-        if status[t] != CONVERGED:
-            local[t, :] = math.nan
-            covariance[t, :, :] = math.nan
-            chi2[t] = mass[t] = mass_sigma[t] = math.nan
-            continue
-        inverse_of(room.matrix, N_PAIR, covariance[t])
-        mass[t], variance = mass_variance(local[t], room.matrix, planes.muon_mass, room.work)
-        mass_sigma[t] = math.sqrt(variance)
-
-
-def refit_pairs(
-    tracks: Tracks, pairs: NDArray[np.int32], planes: Planes, parameters: Floats | None = None,
-    cuts: RefitCuts = RefitCuts(),
-) -> PairRefits:  # fmt: skip
-    """Fit pairs of tracks with a common vertex, without their mass.
-
-    Parameters
-    ----------
-    pairs : (n, 2) rows of ``tracks``, of the mu+ and of the mu-.
-    planes, parameters, cuts : as in `refit_tracks`.
-
-    Raises
-    ------
-    InputError : as in `refit_tracks`; a row that there is not.
-    """
-    parameters = _checked(tracks, planes, parameters)
-    pairs = _checked_pairs(tracks, pairs)
-    n = len(pairs)
-    out = PairRefits(
-        np.zeros((n, N_PAIR)), np.zeros((n, N_PAIR, N_PAIR)), np.zeros(n), np.zeros(n), np.zeros(n),
-        np.zeros(n, np.int64), np.zeros(n, np.int8), np.zeros(n, np.int8),
-    )  # fmt: skip
-
-    def block(first: int) -> None:
-        part = slice(first, first + _BLOCK)
-        _fit_pairs(
-            pairs[part], tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, parameters,
-            cuts.tolerance, cuts.hit_chi2, cuts.most_rejected, out.local[part], out.covariance[part], out.mass[part],
-            out.mass_sigma[part], out.chi2[part], out.ndf[part], out.status[part], out.rejected[part],
-        )  # fmt: skip
-
-    for _ in in_order(block, range(0, n, _BLOCK)):
-        pass
-    return out
-
-
-def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32]:
-    pairs = np.ascontiguousarray(pairs, dtype=np.int32)
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise InputError(f"pairs: shape (n, 2) wanted, got {pairs.shape}")
-    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(tracks.module):
-        raise InputError(
-            f"pairs: rows 0 to {len(tracks.module) - 1} wanted, got {pairs.min()} to {pairs.max()}"
-        )
-    return pairs
-
-
-@kernel
-def _contribute(
-    pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, tolerance: float, hit_chi2: float, most_rejected: int, chi2_per_ndf: float, largest: float,
-    target: float, sigma: float, low: float, high: float, robust: float, units: NDArray[np.int32], matrix: Floats,
-    vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
-) -> None:  # fmt: skip
-    n_slot = parameters.shape[1]
-    room = _new_room(module.shape[1], n_slot)
-    local = np.empty(N_PAIR)
-    for t in range(len(pairs)):
-        units[t, :] = -1
-        good[t] = False
-        plus, n_plus = _hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
-        minus, n_minus = _hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
-        status, chi2[t], ndf[t], _ = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, tolerance, hit_chi2, most_rejected, local, room
-        )
-        if status != CONVERGED or not chi2[t] <= chi2_per_ndf * ndf[t]:
-            continue
-        mass, variance = mass_variance(local, room.matrix, planes.muon_mass, room.work)
-        if not low <= mass < high:
-            continue
-        width = sigma
-        if math.isfinite(sigma):
-            far = abs(mass - target) / math.sqrt(variance + sigma * sigma)
-            if far > robust:
-                width = sigma * math.sqrt(far / robust)
-            status, _ = fit_pair(
-                plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.fits, room.matrix,
-                room.vector, room.work, _STEPS, tolerance,
-            )  # fmt: skip
-            if status != CONVERGED:
-                continue
-        n_units = eliminate(
-            plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.with_parameters, room.matrix,
-            room.vector, room.work, units[t], room.projected, matrix[t], vector[t],
-        )  # fmt: skip
-        good[t] = n_units > 0 and _largest_pull(matrix[t], vector[t], n_units * n_slot) < largest
-        units[t, max(n_units, 0) :] = -1
-
-
-@kernel
-def _largest_pull(matrix: Floats, vector: Floats, n: int) -> float:
-    """The gradient in units of its standard deviation, of the parameter where it is largest."""
-    largest = 0.0
-    for a in range(n):
-        if matrix[a, a] > 0.0:
-            largest = max(largest, abs(vector[a]) / math.sqrt(matrix[a, a]))
-    return largest
-
-
-def contributions(
-    tracks: Tracks, pairs: NDArray[np.int32], planes: Planes, parameters: Floats | None = None,
-    mass: MassConstraint | None = None, cuts: RefitCuts = RefitCuts(),
-) -> Iterator[Contributions]:  # fmt: skip
-    """What pairs add to the global fit, in chunks in their order, linearised at ``parameters``.
-
-    Parameters
-    ----------
-    mass : the mass as a measurement; None: it is left free, and all masses are used.
-    pairs, planes, parameters, cuts : as in `refit_pairs`.
-
-    Raises
-    ------
-    InputError : as in `refit_pairs`; a mass constraint that is none.
-    """
-    values = _checked(tracks, planes, parameters)
-    pairs = _checked_pairs(tracks, pairs)
-    target, sigma, (low, high), robust = 0.0, math.inf, (0.0, math.inf), math.inf
-    if mass is not None:
-        target, sigma, (low, high), robust = mass.target, mass.sigma, mass.window, mass.robust
-        if not (target > 0.0 and sigma > 0.0 and low < high and robust > 0.0):
-            raise InputError(f"mass: target, sigma and robust must be positive, the window not empty: {mass}")
-    n_max, n_slot = 2 * tracks.module.shape[1], values.shape[1]
-
-    def block(first: int) -> Contributions:
-        part = pairs[first : first + _BLOCK]
-        n = len(part)
-        out = Contributions(
-            np.empty((n, n_max), np.int32), np.empty((n, n_max * n_slot, n_max * n_slot)),
-            np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_),
-        )  # fmt: skip
-        _contribute(
-            part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values, cuts.tolerance, cuts.hit_chi2,
-            cuts.most_rejected, cuts.chi2_per_ndf, cuts.gradient, target, sigma, low, high, robust, out.units,
-            out.matrix, out.vector, out.chi2, out.ndf, out.good,
-        )  # fmt: skip
-        return out
-
-    yield from in_order(block, range(0, len(pairs), _BLOCK))

@@ -222,6 +222,40 @@ def fit_track(
 
 
 @kernel
+def track_jacobian(
+    hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, fit: Fit, work: Floats,
+    units: NDArray[np.int32], jacobian: Floats,
+) -> int:  # fmt: skip
+    """d local/d module parameters of a fitted track, H^-1 A^T G, into ``jacobian`` (5, n P); how many units, or -1.
+
+    How much the fit changes if reality moves: what is fitted at p0 while the detector is at p is off by J (p - p0).
+    """
+    state, derivative, matrix, step = work[0], work[1:7, :5], work[7:12, :5], work[12]
+    n_slot = parameters.shape[1]
+    perigee_state(local, state, derivative)
+    if trace(state, derivative, hits.module, n, planes, parameters, True, fit.trace) != TRACED:
+        return -1
+    if measured_rows(hits, n, 5, fit) < 5:
+        return -1
+    n_unit = parameter_rows(hits, n, 5, planes, parameters, fit, units)
+    n_column = n_unit * n_slot
+    if not whiten(fit, 6 + n_column):
+        return -1
+    normal_equations(fit.rows, fit.n[0], 5, matrix, step)
+    if not cholesky(matrix, 5):
+        return -1
+    jacobian[:, :n_column] = 0.0
+    for row in range(fit.n[0]):
+        for k in range(5):
+            factor = fit.rows[row, k]
+            for c in range(n_column):
+                jacobian[k, c] += factor * fit.rows[row, 6 + c]
+    forward_substitute(matrix, 5, jacobian, n_column)
+    back_substitute(matrix, 5, jacobian, n_column)
+    return n_unit
+
+
+@kernel
 def seed(hits: Hits, n: int, planes: Planes, local: Floats) -> bool:
     """Start value of a fit from hits alone; False where there are fewer than three or they say nothing.
 

@@ -13,7 +13,7 @@ __all__ = ["back_substitute", "cholesky", "forward_substitute", "inverse_of"]
 
 @kernel
 def cholesky(matrix: Floats, n: int) -> bool:
-    """Lower factor L of the leading ``n`` rows, L L^T = matrix, in place of the lower triangle; False if not positive."""
+    """Lower factor L of the leading ``n`` rows, L L^T = matrix, in its lower triangle; False if not positive."""
     for i in range(n):
         for j in range(i):
             factor = matrix[i, j]
