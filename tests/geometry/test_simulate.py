@@ -166,7 +166,7 @@ def test_smearing() -> None:
 def test_scattering_is_what_the_kicks_of_a_trace_say() -> None:
     """chi2 of hits about their prediction with the covariance K Q K^T + sigma^2: as many as there are hits."""
     n = 3000
-    states = np.repeat(start_states([-1.0], [4.0], 0.35, 2.0, (0.0, 0.0, 0.3)), n, axis=0)
+    states = np.repeat(start_states([-1.0], [4.0], 0.85, 2.0, (0.0, 0.0, 0.3)), n, axis=0)
     maker = track_maker(BARREL, FIELD, None, DetectorEffects())
     tracks = simulate_tracks(maker, states, 8)
     same = np.all(tracks.module == tracks.module[0], axis=1)
