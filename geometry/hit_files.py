@@ -112,16 +112,17 @@ def read_pairs(
     path: str | os.PathLike[str], detector: Detector, *, chunk_tracks: int = 200_000
 ) -> Iterator[Pairs]:
     """The same as pairs (`pairs_of`). Tracks of one event must stand together; no event is cut by a chunk."""
-    left: tuple[Tracks, NDArray[np.bool_] | None] | None = None
-    for tracks, background in _read(path, detector, chunk_tracks):
-        if left is not None:
-            tracks, background = _joined(left, (tracks, background))
-        last = tracks.event == tracks.event[-1]
-        done, left = _select(tracks, background, ~last), _select(tracks, background, last)
-        if len(done[0]):
-            yield pairs_of(*done)
-    if left is not None:
-        yield pairs_of(*left)
+    held: tuple[Tracks, NDArray[np.bool_] | None] | None = None
+    for chunk in _read(path, detector, chunk_tracks):
+        if held is None:
+            held = chunk
+            continue
+        last = held[0].event == held[0].event[-1]
+        if not np.all(last):
+            yield pairs_of(*_select(*held, ~last))
+        held = _joined(_select(*held, last), chunk)
+    if held is not None:
+        yield pairs_of(*held)
 
 
 def pairs_of(tracks: Tracks, is_background: NDArray[np.bool_] | None = None) -> Pairs:

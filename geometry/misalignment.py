@@ -59,17 +59,17 @@ class Misalignment:
 
     pixel_u: float = 0.0010
     pixel_v: float = 0.0020
-    strip_u: float = 0.0015
+    strip_u: float = 0.0012
     strip_v: float = 0.0020
     unit_w: float = 0.0030
     unit_gamma: float = 2e-4
-    layer_shift: float = 0.0010
-    layer_rotation: float = 0.0010
+    layer_shift: float = 0.0003
+    layer_rotation: float = 0.0002
     radial: float = 0.0050
     elliptical: float = 0.0030
-    curl: float = 0.0030
+    curl: float = 0.0020
     sagitta: float = 0.0030
-    twist: float = 0.0030
+    twist: float = 0.0008
     telescope: float = 0.0050
     skew: float = 0.0030
     z_expansion: float = 0.0050

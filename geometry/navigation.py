@@ -30,6 +30,7 @@ class Navigation(NamedTuple):
     Attributes
     ----------
     barrel, position, low, high : (n_layer,) kind; radius or z; range in z or r, cm.
+    near : (n_layer,) cm, how far outside of the range of a sensor it is still looked at.
     n_phi, n_along, first_cell : (n_layer,) cells of a layer, phi from -pi on runs slower.
     start : (n_cell + 1,) where in ``sensors`` the candidates of a cell begin, the likeliest first.
     sensors : (n_candidate,) first sensors of units. partner : (n_sensor,) the second sensor of the unit, or -1.
@@ -39,6 +40,7 @@ class Navigation(NamedTuple):
     position: Floats
     low: Floats
     high: Floats
+    near: Floats
     n_phi: Ints
     n_along: Ints
     first_cell: Ints
@@ -54,6 +56,7 @@ class _Layer(NamedTuple):
     position: float
     low: float
     high: float
+    near: float
     n_phi: int
     n_along: int
     cells: list[Ints]
@@ -77,6 +80,7 @@ def navigation_of(detector: Detector) -> Navigation:
         np.array([layer.position for layer in layers]),
         np.array([layer.low for layer in layers]),
         np.array([layer.high for layer in layers]),
+        np.array([layer.near for layer in layers]),
         np.array([layer.n_phi for layer in layers]),
         np.array([layer.n_along for layer in layers]),
         np.cumsum([0, *sizes])[:-1],
@@ -111,7 +115,7 @@ def _layer(d: Detector, which: Ints) -> _Layer:
             found = np.flatnonzero(inside)
             cells.append(which[found[np.argsort(off[found], kind="stable")]])
     position = np.mean(r) if barrel else np.mean(d.centre[which, 2])
-    return _Layer(barrel, float(position), float(low), float(high), n_phi, n_along, cells)
+    return _Layer(barrel, float(position), float(low), float(high), float(near), n_phi, n_along, cells)
 
 
 def _boxes(d: Detector, which: Ints, barrel: bool) -> tuple[Floats, Floats]:
@@ -201,7 +205,9 @@ def sensors_at(
     else:
         along = r
     n_phi, n_along = navigation.n_phi[layer], navigation.n_along[layer]
-    low, high = navigation.low[layer], navigation.high[layer]
+    low, high, near = navigation.low[layer], navigation.high[layer], navigation.near[layer]
+    if not low - near < along < high + near:
+        return 0, 0, s
     i = int((math.atan2(point[4], point[3]) / (2.0 * math.pi) + 0.5) * n_phi)
     j = int(math.floor((along - low) / (high - low) * n_along))
     i, j = min(max(i, 0), n_phi - 1), min(max(j, 0), n_along - 1)

@@ -1,6 +1,7 @@
 """Files of hits: round trips through Parquet, ROOT read, pairs across chunks, and named refusals."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,7 @@ def test_data_without_truth(tracks: Tracks, tmp_path: Path) -> None:
 def test_pairs_survive_chunks(pairs: Pairs, tmp_path: Path, chunk: int) -> None:
     write_tracks(tmp_path / "p.parquet", [pairs], BARREL)
     found = list(read_pairs(tmp_path / "p.parquet", BARREL, chunk_tracks=chunk))
+    assert len(found) == -(-1000 // chunk)
     assert sum(len(part) for part in found) == 500
     background = np.concatenate([np.asarray(part.is_background) for part in found])
     np.testing.assert_array_equal(background, pairs.is_background)
@@ -207,6 +209,17 @@ def test_what_cannot_be(changed: Callable[..., Path], how: Any, header: dict[str
 def test_resolutions_that_cannot_be(changed: Callable[..., Path], tracks: Tracks) -> None:
     with pytest.raises(InputError, match="event 6: sigma_u 0"):
         list(read_tracks(changed(setting("sigma_u", 6, first_hit(tracks, 6), 0.0)), BARREL))
+
+
+def test_what_the_page_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The Python of docs/detector.md."""
+    page = Path(__file__).parents[2] / "docs" / "detector.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside these tests")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(code, {})
+    assert (tmp_path / "jpsi.parquet").is_file()
 
 
 def test_other_files(tracks: Tracks, tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_every_barrel_layer_is_met() -> None:
     np.testing.assert_array_equal(tracks.n_sensors, 17)
 
 
+def test_start_states_have_the_momenta_asked_for() -> None:
+    pt, eta, phi = np.array([4.0, 30.0]), np.array([1.3, -0.4]), np.array([0.3, -3.0])
+    states = start_states([1.0, -1.0], pt, eta, phi, (0.1, 0.2, 0.3))
+    p = 1.0 / np.abs(states[:, 0])
+    np.testing.assert_allclose(p * np.sin(states[:, 1]), pt * np.sinh(eta), rtol=1e-12)
+    np.testing.assert_allclose(p * np.cos(states[:, 1]), pt, rtol=1e-12)
+    np.testing.assert_array_equal(states[:, 2:], [[0.3, 0.1, 0.2, 0.3], [-3.0, 0.1, 0.2, 0.3]])
+    np.testing.assert_array_equal(np.sign(states[:, 0]), [1.0, -1.0])
+
+
 def test_positive_muons_turn_clockwise_in_a_field_along_z() -> None:
     """q > 0, B_z > 0: phi falls, so u (towards rising phi) against a straight track is negative."""
     states = start_states([1.0, -1.0, 1.0, -1.0], [5.0, 5.0, 1e5, 1e5], 0.3, 1.0)
@@ -166,7 +176,7 @@ def test_smearing() -> None:
 def test_scattering_is_what_the_kicks_of_a_trace_say() -> None:
     """chi2 of hits about their prediction with the covariance K Q K^T + sigma^2: as many as there are hits."""
     n = 3000
-    states = np.repeat(start_states([-1.0], [4.0], 0.35, 2.0, (0.0, 0.0, 0.3)), n, axis=0)
+    states = np.repeat(start_states([-1.0], [4.0], 0.85, 2.0, (0.0, 0.0, 0.3)), n, axis=0)
     maker = track_maker(BARREL, FIELD, None, DetectorEffects())
     tracks = simulate_tracks(maker, states, 8)
     same = np.all(tracks.module == tracks.module[0], axis=1)
@@ -229,6 +239,8 @@ def test_threads_and_chunks_do_not_matter() -> None:
     alone, both = (simulate_tracks(maker, states, 6, threads=threads) for threads in (1, 3))
     assert_same(alone, both)
     assert not np.array_equal(simulate_tracks(maker, states, 7).u, alone.u, equal_nan=True)
+    repeated = simulate_tracks(maker, np.repeat(states[:1], 9000, axis=0), 6)
+    assert len(np.unique(repeated.u[:, 0])) == 9000
     central = replace(JPSI, eta_range=(-0.9, 0.9))
     (whole,) = simulate_pairs(maker, central, 5000, 6, chunk_pairs=5000, threads=1)
     parts = list(simulate_pairs(maker, central, 5000, 6, chunk_pairs=1300, threads=2))
@@ -257,6 +269,7 @@ def test_pairs() -> None:
     np.testing.assert_array_equal(np.sign(truth[:, 0]), tracks.charge)
     np.testing.assert_array_equal(tracks.event[pairs.pairs], np.tile(np.arange(6000)[:, None], 2))
     vertices = truth[pairs.pairs][:, :, 3:]
+    assert len(np.unique(vertices[:, 0, 2])) == 6000
     np.testing.assert_array_equal(vertices[:, 0], vertices[:, 1])
     np.testing.assert_allclose(vertices[:, 0].std(axis=0), [0.0015, 0.0015, 4.0], rtol=0.04)
     assert tracks.n_hits.min() >= 9
