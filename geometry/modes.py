@@ -10,7 +10,7 @@ P06009):
 
     radial           dr = c r               curl       r dphi = c r^2          telescope    dz = c r
     bowing           dr = c (Z^2 - z^2)     twist      r dphi = c r z          z expansion  dz = c z
-    elliptical       dr = c r cos 2 phi     sagitta    r dphi = c r cos phi    skew         dz = c cos phi
+    elliptical       dr = c r cos 2 phi     sagitta    r dphi = c r cos phi    skew         dz = c r cos phi
 
 those with cos also with sin; and for each layer its rotation, its translations along x and y, and along v of pixels.
 Each mode is scaled so that its largest displacement (change of field, of material) is 1: a width is a largest
@@ -312,8 +312,8 @@ def _weak_displacements(centre: Floats) -> list[tuple[str, _Displacement]]:
         ("sagitta sin", _along("phi", lambda at: at.r * at.sin)),
         ("telescope", _along("z", lambda at: at.r)),
         ("z expansion", _along("z", lambda at: at.z)),
-        ("skew cos", _along("z", lambda at: at.cos)),
-        ("skew sin", _along("z", lambda at: at.sin)),
+        ("skew cos", _along("z", lambda at: at.r * at.cos)),
+        ("skew sin", _along("z", lambda at: at.r * at.sin)),
     ]
 
 

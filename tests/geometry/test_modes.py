@@ -93,8 +93,8 @@ NINE = {
     "sagitta sin": (0.0, R * np.sin(PHI), 0.0),
     "telescope": (0.0, 0.0, R),
     "z expansion": (0.0, 0.0, ZZ),
-    "skew cos": (0.0, 0.0, np.cos(PHI)),
-    "skew sin": (0.0, 0.0, np.sin(PHI)),
+    "skew cos": (0.0, 0.0, R * np.cos(PHI)),
+    "skew sin": (0.0, 0.0, R * np.sin(PHI)),
 }
 
 

@@ -259,7 +259,9 @@ def unfixed(problems: Any, unseen: Floats, prior: Floats, known: Modes, solver: 
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_nothing_fixes_is_named(problems: Any, solver: Any) -> None:
+def test_what_nothing_fixes_is_named(problems: Any, solver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By conjugate gradients too, without a look at the dense matrix."""
+    monkeypatch.setattr("musclecal.geometry.modules._EXACT", 0)
     free = np.where(USED, np.inf, 0.0)
     twist = modes().dense(P)[0] * USED
     assert "1.00 twist" in unfixed(problems, twist, free, modes(), solver)
@@ -292,6 +294,28 @@ def test_no_convergence_is_an_error(problems: Any) -> None:
     sums = made_sums(problems, draw(rng)[0], rng)
     with pytest.raises(InputError, match=r"not solved after 2 iterations .* parameter"):
         solve_modules(ModuleEquations(sums, widths(), modes()), KINDS, most_iterations=2)
+
+
+def test_the_preconditioner(problems: Any) -> None:
+    """Symmetric and positive, the inverse of K on the modes, and near it elsewhere."""
+    rng = np.random.default_rng(19)
+    sums = made_sums(problems, draw(rng)[0], rng)
+    equations = ModuleEquations(sums, widths(), modes())
+    used = USED.ravel()
+    inverse = equations.precondition(np.diag(used.astype(float)))
+    scale = np.abs(inverse).max()
+    assert not inverse[~used].any()
+    np.testing.assert_allclose(inverse, inverse.T, rtol=0, atol=1e-12 * scale)
+    assert np.linalg.eigvalsh(inverse[np.ix_(used, used)]).min() > 0.0
+    coherent = modes().vectors.toarray().T * used[:, None]
+    again = equations.precondition(equations.times(coherent))
+    np.testing.assert_allclose(again, coherent, rtol=0, atol=1e-9 * np.abs(coherent).max())
+    np.testing.assert_allclose(
+        equations.times(np.diag(used.astype(float)))[np.ix_(used, used)],
+        equations.dense,
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_modes_speed_up_the_solution(problems: Any) -> None:
