@@ -5,8 +5,8 @@
 
 On one thread, the best of several rounds; peers take turns with ours, so that a busy machine is busy for both. The
 tables are those of 24 eta bins with 121 variations. "of triad" is bytes of pt, eta, charge and factor per second over
-the bandwidth of a[i] = b[i] + s c[i] on arrays of the same length in the same round. "kernel" writes into memory that
-is there already, as the triad does; "scale" is the call, which takes new memory for its result: beyond 32 MiB (4.2e6
+the bandwidth of a[i] = b[i] + s c[i] on arrays of the same length in the same round. "with out" writes into memory
+that is there already, as the triad does; "scale" is the call, which takes new memory for its result: beyond 32 MiB (4.2e6
 muons) the operating system gives it anew each time, and clears it.
 """
 
@@ -28,7 +28,6 @@ import numpy as np
 
 from musclecal.binning import equal_eta_edges
 from musclecal.correction import Correction
-from musclecal.correction_kernels import EtaGrid, factors_on_grid
 from musclecal.export.correctionlib_json import export_correctionlib
 from musclecal.export.tables import correction_tables
 from musclecal.records import CorrectionTables, Floats, NuisanceGroup, ScaleWithCovariance, Smearing
@@ -98,9 +97,7 @@ def main() -> int:
     small = (pt[:few], eta[:few], phi[:few], charge[:few])
     a, b, c = np.zeros(n), np.ones(n), np.ones(n)
     A, e, M = made.A, made.e, made.M
-    grid, edges, factor = EtaGrid.of(made.eta_edges), made.eta_edges, np.empty(n)
-    assert grid is not None
-    cells, first, of_cells = grid.cells, grid.first, grid.table(np.stack([1.0 + A, e, M], axis=1))
+    factor = np.zeros(n)
 
     def with_numpy() -> Floats:
         i = np.clip(np.searchsorted(made.eta_edges, eta, side="right") - 1, 0, made.n_eta - 1)
@@ -109,9 +106,7 @@ def main() -> int:
 
     seconds = best({
         "triad": lambda: triad(a, b, c, 2.0),
-        "kernel": lambda: factors_on_grid(
-            pt, eta, charge, cells, first, edges[0], edges[-1], of_cells, *made.pt_range, factor
-        ),
+        "scale with out": lambda: correction.scale(pt, eta, phi, charge, out=factor),
         "scale": lambda: correction.scale(pt, eta, phi, charge),
         "numpy": with_numpy,
         "correctionlib": lambda: peer.evaluate(pt[:few], eta[:few], charge[:few], "nom"),
@@ -125,8 +120,8 @@ def main() -> int:
     row = {
         "muons": n,
         "triad GB/s": 24e-9 / per_muon["triad"],
-        "kernel ns/muon": 1e9 * per_muon["kernel"],
-        "kernel of triad": 32.0 / per_muon["kernel"] / (24.0 / per_muon["triad"]),
+        "scale with out ns/muon": 1e9 * per_muon["scale with out"],
+        "scale with out of triad": 32.0 / per_muon["scale with out"] / (24.0 / per_muon["triad"]),
         "scale ns/muon": 1e9 * per_muon["scale"],
         "scale of triad": 32.0 / per_muon["scale"] / (24.0 / per_muon["triad"]),
         "scale over correctionlib": per_muon["correctionlib"] / per_muon["scale"],
