@@ -6,8 +6,8 @@
 On one thread, the best of several rounds; peers take turns with ours, so that a busy machine is busy for both. The
 tables are those of 24 eta bins with 121 variations. "of triad" is bytes of pt, eta, charge and factor per second over
 the bandwidth of a[i] = b[i] + s c[i] on arrays of the same length in the same round. "with out" writes into memory
-that is there already, as the triad does; "scale" is the call, which takes new memory for its result: beyond 32 MiB (4.2e6
-muons) the operating system gives it anew each time, and clears it.
+that is there already, as the triad does; "scale" takes new memory for its result: beyond 32 MiB (4.2e6 muons) the
+operating system gives it anew each time, and clears it.
 """
 
 import argparse

@@ -130,8 +130,9 @@ class Correction:
         else:
             of_cells, edges = grid.table(table), self.tables.eta_edges
             axis = (grid.cells, grid.first, edges[0], edges[-1], of_cells, *self.tables.pt_range)
+            p, h, q = flat[:3]
             _in_blocks(
-                lambda part: factors_on_grid(*(x[part] for x in flat[:3]), *axis, values[part]), len(values)
+                lambda part: factors_on_grid(p[part], h[part], q[part], *axis, values[part]), len(values)
             )
         return rebuild(values) if out is None else out
 

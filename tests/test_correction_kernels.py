@@ -81,9 +81,8 @@ def test_an_axis_without_grid_is_corrected_as_well() -> None:
 
 def test_factors_in_an_array_of_the_caller() -> None:
     edges = np.array(equal_eta_edges(24, 2.4))
-    scale = ScaleWithCovariance(
-        edges, *(np.full(24, x) for x in (1e-3, 2e-3, 1e-5)), np.diag(np.full(72, 1e-10))
-    )
+    A, e, M = np.full(24, 1e-3), np.full(24, 2e-3), np.full(24, 1e-5)
+    scale = ScaleWithCovariance(edges, A, e, M, np.diag(np.full(72, 1e-10)))
     correction = Correction(correction_tables(scale, {"campaign": "test"}))
     pt, eta, charge = np.linspace(1.0, 210.0, 1000), np.linspace(-2.5, 2.5, 1000), np.ones(1000)
     out = np.full(1000, np.nan)
