@@ -34,6 +34,8 @@ def flattened(
     """
     if any(type(column).__module__.partition(".")[0] == "awkward" for column in columns):
         return _flattened_awkward(columns, kinds)
+    if any(np.ma.is_masked(column) for column in columns):
+        raise InputError("muons: some values are missing (masked): drop them first")
     try:
         arrays = np.broadcast_arrays(*(np.asarray(column) for column in columns))
     except ValueError as error:

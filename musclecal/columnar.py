@@ -134,6 +134,12 @@ def _typed_values(values: NDArray[np.generic], kind: ColumnType, where: str) -> 
         return values.astype(np.float64, copy=read_only)
     if values.dtype.kind == "f" and not np.all(np.isfinite(values) & (values == np.rint(values))):
         raise InputError(f"{where} has empty or fractional values: whole numbers are needed")
+    if (
+        kind == "whole"
+        and values.dtype.kind == "f"
+        and np.any(np.abs(values) >= 2.0 ** (np.finfo(str(values.dtype)).nmant + 1))
+    ):
+        raise InputError(f"{where} has numbers beyond what {values.dtype} counts: their last digits are lost")
     return values.astype(np.int64, copy=read_only)
 
 

@@ -1,8 +1,12 @@
 """What all commands share: one line for a "no", progress on stderr, JSON on stdout."""
 
+import errno
 import json
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "echo_json", "explained", "json_option"]
 
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Of other operating system errors: a full disk, a read-only one."""
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -24,15 +30,33 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         try:
-            command(*arguments, **options)
+            with _ended_as_by_hand():
+                command(*arguments, **options)
         except (InputError, QualityGateError) as error:
             click.echo(f"musclecal: {error}", err=True)
             sys.exit(error.exit_code)
-        except _WRONG_PATH as no:
-            click.echo(f"musclecal: {no.filename}: {no.strerror}", err=True)
+        except OSError as no:
+            if not isinstance(no, _WRONG_PATH) and no.errno not in _NO_PLACE:
+                raise
+            # Some libraries name the file in the text alone.
+            place = "" if no.filename is None else f"{no.filename}: "
+            click.echo(f"musclecal: {place}{no.strerror or no}", err=True)
             sys.exit(InputError.exit_code)
 
     return run
+
+
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """The signal by which batch systems end a job is an exit, so that no half-written file is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 json_option = click.option(

@@ -196,8 +196,8 @@ class ExportConfig(_Table):
 
     formats: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Of `musclecal.export.folder.FORMATS`; without it all but rochester."""
-    period: str = ""
-    """Data-taking period that the tables are for."""
+    period: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]*$")] = ""
+    """Data-taking period that the tables are for; it becomes a part of names of files."""
     pt_range: tuple[Positive, Positive] = (2.0, 200.0)
     """GeV, where the correction is valid."""
     licence: str = ""

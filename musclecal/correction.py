@@ -108,32 +108,33 @@ class Correction:
         """(n_var,) columns of `variations`; with _up or _down, values of ``syst``."""
         return self.tables.variation_names
 
-    def scale(self, pt: Any, eta: Any, phi: Any, charge: Any, syst: str = "nom") -> Any:
+    def scale(
+        self, pt: Any, eta: Any, phi: Any, charge: Any, syst: str = "nom", *, out: Floats | None = None
+    ) -> Any:  # fmt: skip
         """The factor on pT.
 
         Parameters
         ----------
         syst : ``nom``, or the name of a variation with ``_up`` or ``_down``.
+        out : (n,) float64 to write to, and to return: new memory costs as much as the factors of large arrays.
 
         Raises
         ------
-        InputError : another ``syst``; arrays that do not fit, or are no numbers.
+        InputError : another ``syst``; arrays that do not fit, or are no numbers; an ``out`` that does not.
         """
         flat, rebuild = flattened((pt, eta, charge, phi), _REAL)
         table, grid = self._table(syst), self._grid
+        values = _room(out, len(flat[0]))
         if grid is None:
-            return rebuild(self._onflattened(factors, flat, table))
-        out, of_cells, edges = np.empty(len(flat[0])), grid.table(table), self.tables.eta_edges
-
-        def block(first: int) -> None:
-            part = slice(first, first + _BLOCK)
-            factors_on_grid(
-                flat[0][part], flat[1][part], flat[2][part], grid.cells, grid.first, edges[0], edges[-1], of_cells,
-                *self.tables.pt_range, out[part],
-            )  # fmt: skip
-
-        _in_blocks(block, len(out))
-        return rebuild(out)
+            self._run(factors, flat, table, values)
+        else:
+            of_cells, edges = grid.table(table), self.tables.eta_edges
+            axis = (grid.cells, grid.first, edges[0], edges[-1], of_cells, *self.tables.pt_range)
+            p, h, q = flat[:3]
+            _in_blocks(
+                lambda part: factors_on_grid(p[part], h[part], q[part], *axis, values[part]), len(values)
+            )
+        return rebuild(values) if out is None else out
 
     def variations(
         self, pt: Any, eta: Any, phi: Any, charge: Any, *, nsigma: float = 1.0
@@ -153,8 +154,7 @@ class Correction:
         out = np.empty((len(flat[0]), t.n_variations))
         shifts = np.ascontiguousarray(nsigma * t.variations)
 
-        def block(first: int) -> None:
-            part = slice(first, first + _BLOCK)
+        def block(part: slice) -> None:
             all_variations(
                 flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, self._nominal,
                 shifts, *t.pt_range, out[part],
@@ -168,7 +168,9 @@ class Correction:
     ) -> Any:  # fmt: skip
         """The error of the corrected pT, GeV: ``pt_err`` times d(corrected pT)/d(pT)."""
         flat, rebuild = flattened((pt, eta, charge, phi, pt_err), (*_REAL, "real"))
-        return rebuild(flat[4] * self._onflattened(error_factors, flat, self._table(syst)))
+        slopes = np.empty(len(flat[0]))
+        self._run(error_factors, flat, self._table(syst), slopes)
+        return rebuild(flat[4] * slopes)
 
     def smear(
         self, pt: Any, eta: Any, phi: Any, charge: Any, run: Any, lumi: Any, event: Any,
@@ -190,8 +192,7 @@ class Correction:
         flat, rebuild = flattened(values, (*_REAL, "integer", "integer", "integer"))
         out = np.empty(len(flat[0]))
 
-        def block(first: int) -> None:
-            part = slice(first, first + _BLOCK)
+        def block(part: slice) -> None:
             p, h, _, f, r, b, number = (column[part] for column in flat)
             out[part] = smeared_factors(p, h, f, r, b, number, salt, smearing, self.tables.pt_range)
 
@@ -221,8 +222,7 @@ class Correction:
         flat, rebuild = flattened((pt, eta, charge, phi, gen_pt), (*_REAL, "real"))
         out = np.empty((len(flat[0]), tables.n_variations))
 
-        def block(first: int) -> None:
-            part = slice(first, first + _BLOCK)
+        def block(part: slice) -> None:
             p, h, q, _, true = (column[part] for column in flat)
             out[part] = variation_weights(response, tables, p, h, q, true)
 
@@ -231,7 +231,10 @@ class Correction:
 
     def validity(self, pt: Any, eta: Any, phi: Any, charge: Any) -> Validity:
         """Whether each muon is corrected, and if not why (`Reason`)."""
-        reason = self._apply(reasons, (pt, eta, charge, phi), self._nominal, np.int8)
+        flat, rebuild = flattened((pt, eta, charge, phi), _REAL)
+        found = np.empty(len(flat[0]), np.int8)
+        self._run(reasons, flat, self._nominal, found)
+        reason = rebuild(found)
         return Validity(reason == 0, reason)
 
     # How it is done
@@ -258,38 +261,26 @@ class Correction:
         columns = np.ascontiguousarray(self.tables.variations[:, :, [known.index(name) for name in wanted]])
         return replace(self.tables, variation_names=wanted, variations=columns)
 
-    def _apply(
-        self,
-        run: Callable[..., None],
-        columns: Sequence[Any],
-        table: Floats,
-        dtype: type = np.float64,
-    ) -> Any:
-        flat, rebuild = flattened(columns, _REAL)
-        return rebuild(self._onflattened(run, flat, table, dtype))
-
-    def _onflattened(
-        self,
-        run: Callable[..., None],
-        flat: Sequence[NDArray[Any]],
-        table: Floats,
-        dtype: type = np.float64,
-    ) -> NDArray[Any]:
-        """(n,) of a kernel that takes the (n,) columns pt, eta, charge."""
-        axis, out = self._axis, np.empty(len(flat[0]), np.dtype(dtype))
-
-        def block(first: int) -> None:
-            part = slice(first, first + _BLOCK)
-            run(
-                flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, table,
-                *self.tables.pt_range, out[part],
-            )  # fmt: skip
-
-        _in_blocks(block, len(out))
-        return out
+    def _run(
+        self, run: Callable[..., None], flat: Sequence[NDArray[Any]], table: Floats, out: NDArray[Any]
+    ) -> None:  # fmt: skip
+        """A kernel on the (n,) columns pt, eta, charge."""
+        axis = self._axis
+        constants = (axis.edges, axis.start, axis.cells, table, *self.tables.pt_range)
+        _in_blocks(lambda part: run(*(x[part] for x in flat[:3]), *constants, out[part]), len(out))
 
 
-def _in_blocks(block: Callable[[int], None], n: int) -> None:
+def _room(out: Floats | None, n: int) -> Floats:
+    """What is written to."""
+    if out is None:
+        return np.empty(n)
+    if not (isinstance(out, np.ndarray) and out.shape == (n,) and out.dtype == np.float64):
+        raise InputError(f"out: a float64 array of the shape ({n},) is wanted")
+    return out
+
+
+def _in_blocks(block: Callable[[slice], None], n: int) -> None:
     """Large arrays on all threads, small ones here."""
-    for _ in in_order(block, range(0, n, _BLOCK), 1 if n <= _BLOCK else None):
+    parts = [slice(first, first + _BLOCK) for first in range(0, n, _BLOCK)]
+    for _ in in_order(block, parts, 1 if n <= _BLOCK else None):
         pass

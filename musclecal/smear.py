@@ -120,6 +120,15 @@ def _words(values: ArrayLike, name: str) -> Words:
     )
 
 
+def _one_word(salt: int) -> Words:
+    """The salt as (1,) words."""
+    if np.ndim(salt) > 0:
+        raise InputError("smearing: salt must be one number for all muons")
+    if isinstance(salt, int) and not -(2**63) <= salt < 2**64:
+        raise InputError(f"smearing: salt must have 64 bits, got {salt}")
+    return _words([salt], "salt")
+
+
 def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLike, salt: int = 0) -> Floats:
     """Unit Gaussian draws, (n,), one for each muon.
 
@@ -141,7 +150,7 @@ def normal_draws(run: ArrayLike, lumi: ArrayLike, event: ArrayLike, phi: ArrayLi
     if rounded.ndim != 1 or any(word.shape != rounded.shape for word in (runs, lumis, numbers)):
         raise InputError("smearing: run, lumi, event and phi must be arrays of one length")
     out = np.empty(len(rounded))
-    _normal_draws(runs, lumis, numbers, rounded.view(np.uint64), _words([salt], "salt"), _PRIMES, _PCG, out)
+    _normal_draws(runs, lumis, numbers, rounded.view(np.uint64), _one_word(salt), _PRIMES, _PCG, out)
     return out
 
 
@@ -192,7 +201,7 @@ def smeared_factors(
         np.where((phi >= -_ANY_PHI) & (phi < _ANY_PHI), phi, np.nan).astype(np.float32).astype(np.float64)
     )
     out, table = np.empty(len(rounded)), np.array([extra.a, extra.b, extra.c, extra.d])
-    words = (_words(run, "run"), _words(lumi, "lumi"), _words(event, "event"), _words([salt], "salt"))
+    words = (_words(run, "run"), _words(lumi, "lumi"), _words(event, "event"), _one_word(salt))
     edges = np.ascontiguousarray(extra.eta_edges)
     _smeared_factors(pt, eta, rounded, *words, edges, table, *pt_range, _PRIMES, _PCG, out)
     return out

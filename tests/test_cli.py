@@ -1,5 +1,6 @@
 """The command line: what stands on stdout, the exit codes, and no traceback for any wrong input."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pyarrow import csv, parquet
 
 import musclecal
 from musclecal.cli import main
+from musclecal.command_line import explained
 from musclecal.demo import demo_truth
 from musclecal.events import read_dimuons, write_dimuons
 from musclecal.export import read_tables
@@ -425,6 +427,36 @@ def test_an_output_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "out") in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "out"), "out: Read-only file system"),
+        (PermissionError(errno.EPERM, "not permitted"), "not permitted"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    error: OSError, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @explained
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"musclecal: {words}\n"
+
+
+def test_other_errors_of_the_system_are_not_hidden() -> None:
+    @explained
+    def command() -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        command()
+
+
 # Bad samples
 
 
@@ -560,13 +592,14 @@ def test_a_process_ends_with_the_code_and_keeps_stdout_clean(finished: Path) -> 
     assert err == "musclecal: nowhere.toml: no such campaign file; `musclecal init` writes one\n"
 
 
-def test_interrupted_runs_leave_whole_files_and_go_on(copy: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_leave_whole_files_and_go_on(copy: Path, by: signal.Signals) -> None:
     shutil.rmtree(copy / "out")
     running = process(["export"], copy)
     deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline and not list(copy.glob("out/samples/jpsi_data*.json")):
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(by)
     _, err = running.communicate(timeout=60)
     assert "Traceback" not in err
     assert running.returncode != 0

@@ -100,6 +100,7 @@ def test_axes_that_make_no_binning_are_refused_at_once(tmp_path: Path, table: st
         ),
         ("response = 'Z'", "export.response: 'Z' is no simulated sample"),
         ("response = ''", "export.response: '' is no simulated sample"),
+        ("period = '2016/H'", "export.period"),
         ("response_pt_edges = [4, 5]", "export: response_pt_edges: needs export.response"),
         ("response = 'Jpsi'\nresponse_pt_edges = [5]", "export: response_pt_edges: must increase, got [5.0]"),
         ("response = 'Jpsi'\nresponse_eta_edges = [1, 0]", "export: response_eta_edges: must increase"),

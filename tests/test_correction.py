@@ -402,6 +402,10 @@ def test_smearing_that_cannot_be() -> None:
         correction().smear(30.0, 0.1, 0.2, 1, 1, 1, 1.0)
     with pytest.raises(InputError, match="salt must be integers"):
         correction().smear(30.0, 0.1, 0.2, 1, 1, 1, 1, salt=0.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="salt must be one number"):
+        correction().smear(30.0, 0.1, 0.2, 1, 1, 1, 1, salt=np.array([1, 2]))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="salt must have 64 bits"):
+        correction().smear(30.0, 0.1, 0.2, 1, 1, 1, 1, salt=2**64)
 
 
 # Structures
@@ -542,6 +546,14 @@ def test_what_is_no_muon_is_one_clear_error(method: str, case: str) -> None:
 def test_errors_of_pt_that_are_none(error: Any) -> None:
     with pytest.raises(InputError, match=r"^muons: "):
         correction().pt_error(np.ones(2), 0.1, 0.1, 1, error)
+
+
+def test_masked_muons_are_refused() -> None:
+    """What is behind a mask is no momentum."""
+    for method in METHODS:
+        with pytest.raises(InputError, match=r"^muons: some values are missing \(masked\)"):
+            all_methods()[method](np.ma.array([20.0, 30.0], mask=[False, True]), 0.1, 0.1, 1)
+    assert correction().scale(np.ma.array([20.0, 30.0]), 0.1, 0.1, 1).shape == (2,)
 
 
 def test_awkward_arrays_that_are_no_muons() -> None:

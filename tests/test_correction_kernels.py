@@ -6,6 +6,7 @@ import pytest
 from musclecal.binning import equal_eta_edges
 from musclecal.correction import Correction
 from musclecal.correction_kernels import EtaAxis, EtaGrid, factors, factors_on_grid
+from musclecal.errors import InputError
 from musclecal.export.tables import correction_tables
 from musclecal.records import Floats, ScaleWithCovariance
 
@@ -76,3 +77,17 @@ def test_an_axis_without_grid_is_corrected_as_well() -> None:
     pt, eta, charge = np.array([10.0, 40.0]), np.array([0.1, 0.2]), np.array([1.0, -1.0])
     expected = 1.0 / (1.0 + A - e / pt + charge * M * pt)
     np.testing.assert_allclose(correction.scale(pt, eta, 0.0 * pt, charge), expected, rtol=1e-15)
+
+
+def test_factors_in_an_array_of_the_caller() -> None:
+    edges = np.array(equal_eta_edges(24, 2.4))
+    A, e, M = np.full(24, 1e-3), np.full(24, 2e-3), np.full(24, 1e-5)
+    scale = ScaleWithCovariance(edges, A, e, M, np.diag(np.full(72, 1e-10)))
+    correction = Correction(correction_tables(scale, {"campaign": "test"}))
+    pt, eta, charge = np.linspace(1.0, 210.0, 1000), np.linspace(-2.5, 2.5, 1000), np.ones(1000)
+    out = np.full(1000, np.nan)
+    assert correction.scale(pt, eta, pt, charge, out=out) is out
+    np.testing.assert_array_equal(out, correction.scale(pt, eta, pt, charge))
+    for wrong in (np.empty(999), np.empty(1000, np.float32), [1.0] * 1000):
+        with pytest.raises(InputError, match=r"out: a float64 array of the shape \(1000,\) is wanted"):
+            correction.scale(pt, eta, pt, charge, out=wrong)  # type: ignore[arg-type]

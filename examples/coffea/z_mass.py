@@ -18,7 +18,7 @@ import musclecal
 
 
 class ZMass(processor.ProcessorABC):
-    """Mass of the two leading muons, nominal and shifted; ``systs`` are names of variations with _up or _down."""
+    """Mass of all pairs of opposite charge; ``systs`` are names of variations with _up or _down."""
 
     def __init__(self, folder: str, systs: tuple[str, ...] = ()) -> None:
         self._folder = folder

@@ -13,8 +13,8 @@ from musclecal.errors import InputError
 from musclecal.store import written_atomically
 
 __all__ = [
-    "MANIFEST", "check_hash", "content_hash", "listed_files", "merged_periods", "period_file", "refuse_edited",
-    "write_manifest",
+    "MANIFEST", "check_hash", "content_hash", "listed_files", "manifest_content", "merged_periods", "period_file",
+    "refuse_edited", "write_manifest",
 ]  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -50,11 +50,18 @@ def listed_files(folder: Path) -> dict[str, str]:
     ------
     InputError : there is no manifest, or it cannot be read.
     """
+    return dict(manifest_content(folder)["files"])
+
+
+def manifest_content(folder: Path) -> dict[str, Any]:
+    """The whole manifest. Raises `InputError` as `listed_files`."""
     path = folder / MANIFEST
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["files"])
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        dict(content["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable manifest ({error})") from None
+    return content
 
 
 def check_hash(file: Path, expected: str) -> None:

@@ -1,7 +1,7 @@
 """Whether an export folder may be given to others: every file can be read, says the same, and does the same."""
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,14 @@ import numpy as np
 from musclecal.errors import InputError
 from musclecal.export.correctionlib_json import CORRECTION_NAME, SMEAR_NAME, VAR_NAME
 from musclecal.export.folder import FORMATS, READERS
-from musclecal.export.manifest import MANIFEST, check_hash, listed_files, merged_periods, period_file
+from musclecal.export.manifest import (
+    MANIFEST,
+    check_hash,
+    listed_files,
+    manifest_content,
+    merged_periods,
+    period_file,
+)
 from musclecal.export.reference_vectors import REFERENCE_FILE, load_reference, reference_of
 from musclecal.export.response_file import RESPONSE_FILE, check_response_file
 from musclecal.export.tables import content_of
@@ -59,6 +66,7 @@ def _checks(folder: Path) -> Iterator[str]:
         _same(folder / file, read[first], read[file])
         yield f"{file}: the same tables"
     tables = read[first]
+    _check_said(folder / MANIFEST, manifest_content(folder), tables)
     yield _check_reference(folder / REFERENCE_FILE, tables)
     library = FORMATS["correctionlib"][0]
     if library in read:
@@ -74,6 +82,7 @@ def _checks_of_periods(folder: Path, periods: tuple[str, ...]) -> Iterator[str]:
         yield f"{first.name}: schema, finite numbers, parameter order, positive covariance, variations that sum to it"
         _same(second, tables, READERS[".json"](second))
         yield f"{second.name}: the same tables"
+        _check_said(folder / MANIFEST, manifest_content(folder)["periods"][period], tables)
         yield _check_reference(period_file(folder, "reference", period), tables)
         yield f"{period}: {_check_correctionlib(folder / FORMATS['correctionlib'][0], tables, period)}"
 
@@ -88,6 +97,14 @@ def _check_manifest(folder: Path) -> str:
             raise InputError(f"{folder / name}: listed in the manifest, but not there")
         check_hash(folder / name, expected)
     return f"{MANIFEST}: {len(files)} files, all as they were written"
+
+
+def _check_said(path: Path, said: Mapping[str, Any], tables: CorrectionTables) -> None:
+    """What a manifest repeats of the tables: no hash protects it."""
+    meant = {"provenance": dict(tables.provenance), "s": tables.s, "variations": list(tables.variation_names)}
+    for name, value in meant.items():
+        if name in said and said[name] != value:
+            raise InputError(f"{path}: another {name} than the tables")
 
 
 def _same(path: Path, one: CorrectionTables, other: CorrectionTables) -> None:

@@ -167,6 +167,16 @@ def test_a_merged_folder_is_validated_in_every_period(folders: list[Path], tmp_p
         validate_folder(out)
 
 
+def test_a_merged_manifest_that_says_something_else_of_a_period(folders: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    merge_folders(folders, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["periods"]["2017"]["s"] = 9.0
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="another s than the tables"):
+        validate_folder(out)
+
+
 def of_period_file(target: Path, source: Path) -> Path:
     """Overwrite one file with another."""
     target.write_bytes(source.read_bytes())

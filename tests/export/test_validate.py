@@ -237,6 +237,16 @@ def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
     assert_refused(folder, MANIFEST, "not a readable manifest")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("provenance", {"period": "2099"}), ("s", 9.0), ("variations", ["stat0"])]
+)
+def test_a_manifest_that_says_something_else_of_the_tables(folder: Path, name: str, value: Any) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    content[name] = value
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert_refused(folder, MANIFEST, f"another {name} than the tables")
+
+
 def set_to(name: str, value: Any) -> Callable[[Any], None]:
     return lambda content: content.__setitem__(name, value)
 
