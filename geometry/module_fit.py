@@ -4,7 +4,7 @@ Not for: single parts of it (`musclecal.geometry.refit`, `block_sums`, `module_e
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -98,21 +98,36 @@ def gen_masses(pairs: Pairs) -> Floats:
 
 
 def mass_constraint(
-    refits: PairRefits, gen_mass: Floats, window: tuple[float, float], robust: float = float("inf")
-) -> MassConstraint:
-    """Target and width: mean and standard deviation of the generator mass of pairs with a fitted mass in ``window``.
+    refits: Sequence[PairRefits], gen_mass: Sequence[Floats], window: tuple[float, float],
+    robust: float = float("inf"),
+) -> MassConstraint:  # fmt: skip
+    """Target and width of the mass, from a simulation fitted with its own detector.
 
-    ``refits`` and ``gen_mass`` (n,) of the same simulated pairs.
+    The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``. The target is the
+    mean of the fitted mass, each pair with the weight that it has in the global fit: it differs from the mean of the
+    generator mass by what the window lets in and by the curvature of m as a function of k, of order (sigma_k/k)^2.
+
+    Parameters
+    ----------
+    refits, gen_mass : chunks of the same simulated pairs.
 
     Raises
     ------
     InputError : fewer than a hundred pairs in the window.
     """
-    inside = (refits.status == 0) & (refits.mass >= window[0]) & (refits.mass < window[1])
+    fitted, sigma = (
+        np.concatenate([getattr(chunk, name) for chunk in refits]) for name in ("mass", "mass_sigma")
+    )
+    inside = (
+        (np.concatenate([chunk.status for chunk in refits]) == 0)
+        & (fitted >= window[0])
+        & (fitted < window[1])
+    )
     if inside.sum() < 100:
         raise InputError(f"mass window {window}: {inside.sum()} simulated pairs are too few")
-    masses = gen_mass[inside]
-    return MassConstraint(float(masses.mean()), float(masses.std()), window, robust)
+    width = float(np.concatenate(gen_mass)[inside].std())
+    weight = 1.0 / (sigma[inside] ** 2 + width**2)
+    return MassConstraint(float(np.average(fitted[inside], weights=weight)), width, window, robust)
 
 
 def module_sums(
@@ -147,10 +162,12 @@ class Pass:
 
 
 def fit_modules(
-    summed: Callable[[Floats], ModuleSums], model: ModuleModel, *, most_passes: int = 3, moved: float = 0.1,
+    summed: Callable[[Floats], ModuleSums], model: ModuleModel, *, most_passes: int = 4, moved: float = 0.5,
     solver: Solver = "cg",
 ) -> Iterator[Pass]:  # fmt: skip
     """Global fits, each at the parameters of the one before, until none moves by more than ``moved`` prior widths.
+
+    What is left then is of second order: a pass that moves parameters by half a width leaves a few per cent of it.
 
     Parameters
     ----------
