@@ -5,10 +5,10 @@
     python -m benchmarks.modules --pairs 2e4 --detector barrel --figures docs/figures
 
 J/psi pairs with radiation through a detector like that of CMS in 2016 that is displaced, in a field and with matter
-that are not as assumed (`musclecal.geometry.misalignment`, its usual sizes); hits with 98 % efficiency; all fits start from
-the hits. The target of the mass comes from a simulation of the nominal detector. Bias: dk/k = even + q odd of muons of
-10 and 40 GeV in 24 bins of eta, root of the mean square. Score: gradient over its standard deviation at the true
-parameters, which must be N(0, 1), parameter by parameter and along each type of parameter as a whole.
+that are not as assumed (`musclecal.geometry.misalignment`, its usual sizes); hits with 98 % efficiency; all fits start
+from the hits. The target of the mass comes from a simulation of the nominal detector. Bias: dk/k = even + q odd of
+muons of 10 and 40 GeV in 24 bins of eta, root of the mean square. Score: gradient over its standard deviation at the
+true parameters, which must be N(0, 1), parameter by parameter and along each type of parameter as a whole.
 
 One line of JSON on stdout with --json, or a table; progress on stderr.
 """
@@ -30,6 +30,7 @@ from musclecal.geometry.block_matrix import block_times
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.field import solenoid_map
 from musclecal.geometry.misalignment import misaligned
+from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import (
     ModuleModel,
     Pass,
@@ -39,7 +40,8 @@ from musclecal.geometry.module_fit import (
     module_model,
     module_sums,
 )
-from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
+from musclecal.geometry.modules import variance_of
+from musclecal.geometry.momentum_bias import MomentumBias, bias_combinations, momentum_bias
 from musclecal.geometry.pair_refit import refit_pairs
 from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
 from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
@@ -127,6 +129,14 @@ def scores(sums: ModuleSums, model: ModuleModel) -> tuple[dict[str, float], dict
     return rms, whole
 
 
+def bias_errors(setup: Setup, equations: ModuleEquations, pt: float) -> tuple[Floats, Floats]:
+    """(n_eta,) standard deviations of the even and the odd bias that the fit and its prior leave."""
+    even, odd = bias_combinations(setup.detector, setup.field_map, pt, setup.eta)
+    covariance = variance_of(equations, np.concatenate([even, odd]))
+    sigma = np.sqrt(np.diagonal(covariance))
+    return sigma[: len(setup.eta)], sigma[len(setup.eta) :]
+
+
 def run(
     options: argparse.Namespace,
 ) -> tuple[dict[str, object], list[tuple[MomentumBias, ...]], Setup, list[Pass]]:
@@ -199,10 +209,21 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=4, help="linearisations, at most")
     parser.add_argument("--no-mass", action="store_true", help="leave the mass of the pairs free")
     parser.add_argument("--no-score", action="store_true", help="without the sums at the true parameters")
+    parser.add_argument("--errors", action="store_true", help="with the expected errors of the bias")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--figures", type=Path, help="folder for modules_bias.png and modules_parameters.png")
     options = parser.parse_args()
     row, biases, setup, passes = run(options)
+    errors: list[tuple[Floats, Floats]] = []
+    if options.errors or options.figures:
+        model = module_model(setup.detector)
+        equations = ModuleEquations(passes[-1].sums, model.widths, model.modes)
+        errors = [bias_errors(setup, equations, pt) for pt in PTS]
+        row["bias_pull_rms"] = {
+            f"{name}_pt{after.pt:.0f}": float(np.sqrt(np.mean((getattr(after, name) / sigma) ** 2)))
+            for after, both in zip(biases[1], errors, strict=True)
+            for name, sigma in zip(("even", "odd"), both, strict=True)
+        }
     if options.json:
         print(json.dumps(row))
     else:
