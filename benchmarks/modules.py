@@ -19,6 +19,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,8 @@ FIRST_PASS = RefitCuts(hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=50.0, grad
 EFFECTS = DetectorEffects(efficiency=0.98)
 REFERENCE_PAIRS = 100_000
 PTS = (10.0, 40.0)
+CARRIED_PTS = (4.0, 6.0, 10.0, 20.0, 40.0)
+"""GeV, of the biases that --save keeps for benchmarks/modules_scale.py."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ class Setup:
         edges = np.linspace(-self.eta_max, self.eta_max, 25)
         return np.asarray(0.5 * (edges[1:] + edges[:-1]))
 
-    def bias(self, assumed: Floats) -> tuple[MomentumBias, ...]:
-        """At 10 and at 40 GeV."""
+    def bias(self, assumed: Floats, pts: Sequence[float] = PTS) -> tuple[MomentumBias, ...]:
+        """At each of ``pts`` (GeV)."""
         return tuple(
-            momentum_bias(self.detector, self.field_map, self.truth, assumed, pt, self.eta) for pt in PTS
+            momentum_bias(self.detector, self.field_map, self.truth, assumed, pt, self.eta) for pt in pts
         )
 
     def pairs(self, truth: Floats, n: int, seed: int) -> list[Pairs]:
@@ -211,6 +214,7 @@ def main() -> int:
     parser.add_argument("--no-score", action="store_true", help="without the sums at the true parameters")
     parser.add_argument("--errors", action="store_true", help="with the expected errors of the bias")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", type=Path, help="npz of the bias that is left")
     parser.add_argument("--figures", type=Path, help="folder for modules_bias.png and modules_parameters.png")
     options = parser.parse_args()
     row, biases, setup, passes = run(options)
@@ -228,6 +232,15 @@ def main() -> int:
         print(json.dumps(row))
     else:
         print("\n".join(f"{name:<26} {value}" for name, value in row.items()))
+    if options.save:
+        left = [setup.bias(passes[-1].corrections.values, pts)[0] for pts in zip(CARRIED_PTS)]
+        np.savez(
+            options.save,
+            pt=CARRIED_PTS,
+            eta=setup.eta,
+            even=[b.even for b in left],
+            odd=[b.odd for b in left],
+        )
     if options.figures:
         from benchmarks.modules_figures import draw_bias, draw_parameters
 
