@@ -37,6 +37,14 @@ def test_twist_and_sagitta() -> None:
     np.testing.assert_allclose(mode_parameters(CMS, "sagitta", 0.7)[:, 0], expected, rtol=1e-10, atol=1e-14)
 
 
+def test_sagitta_is_a_shift_of_layers_sideways() -> None:
+    """All units of a layer move in one direction, at right angles to phi_0."""
+    values = mode_parameters(CMS, "sagitta", 0.7, n_slots=6)
+    moved = values[:, :1] * CMS.u[FIRST] + values[:, 4:5] * CMS.w[FIRST]
+    expected = (R[:, None] / 100.0) ** 2 * [-math.sin(0.7), math.cos(0.7), 0.0]
+    np.testing.assert_allclose(moved[IN_BARREL], expected[IN_BARREL], atol=1e-12)
+
+
 def test_radial_and_elliptical_move_along_the_normal_of_barrels_and_v_of_disks() -> None:
     disk = PIXEL & ~IN_BARREL
     for mode, factor in (("radial", np.ones(len(R))), ("elliptical", np.cos(2.0 * (PHI - 0.3)))):

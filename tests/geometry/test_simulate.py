@@ -64,10 +64,13 @@ def test_without_noise_hits_are_where_they_are_predicted(detector: object, n_slo
         np.testing.assert_array_equal(np.isinf(tracks.sigma_v[n, :size]), ~pixel)
 
 
-def test_a_helix_meets_what_the_search_through_all_sensors_finds() -> None:
+@pytest.mark.parametrize(
+    "spot", [(0.0015, 0.0015, 4.0), (1.2, 1.2, 4.0)], ids=["beam spot", "far from the beam"]
+)
+def test_a_helix_meets_what_the_search_through_all_sensors_finds(spot: tuple[float, float, float]) -> None:
     """Without matter, in an even field: crossings of all planes by brute force."""
     thin = replace(CMS, mass_thickness=np.zeros(len(CMS)), radiation_lengths=np.zeros(len(CMS)))
-    states = flat_muons(60, 3, pt=(2.0, 40.0), eta=(-2.5, 2.5))
+    states = flat_muons(60, 3, pt=(2.0, 40.0), eta=(-2.5, 2.5), beam_spot=spot)
     tracks = simulate_tracks(track_maker(thin, EVEN_FIELD, None, PERFECT), states, 1)
     for n, state in enumerate(states):
         crossings = cross_planes(state, CMS.centre, CMS.w, 3.8)
