@@ -42,7 +42,7 @@ def corrected_pairs(
     A muon whose track has no fit, or one that bends the other way than its charge says, has nan as pT: readers of the
     events drop and count it. chi2/ndf is among the further columns, as ``chi2_ndf_plus`` and ``_minus``.
     """
-    tracks = pairs.tracks.select(pairs.pairs.T.ravel())
+    tracks = pairs.tracks.select(pairs.pairs.T.ravel().astype(np.int64))
     refits = refit_tracks(tracks, planes, None, cuts)
     local = refits.local
     if corrections is not None:

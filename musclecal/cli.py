@@ -223,8 +223,9 @@ for _name, _description, _show in (
 def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, force: bool) -> None:
     """Corrections of modules (cm, relative field and material) from tracks with hits.
 
-    One global fit of the table [modules], with the mass of pairs (GeV) as constraint. Writes module_corrections.parquet and
-    the muons of samples with hits, corrected. CAMPAIGN is a TOML file (default campaign.toml).
+    One global fit, as the table [modules] says, with the mass of pairs (GeV) as constraint. Writes
+    module_corrections.parquet, and the muons of samples with hits, corrected. CAMPAIGN is a TOML file (default
+    campaign.toml).
     """
     from musclecal.module_report import modules_table, modules_text
 
@@ -463,7 +464,7 @@ def _harmonics(text: str) -> tuple[int, ...]:
 @click.option(
     "--with-modules",
     is_flag=True,
-    help="With --demo: another one, from hits in a displaced detector (folder demo-modules).",
+    help="With --demo: another one, from hits in a displaced detector.",
 )
 @json_option
 @_force_option

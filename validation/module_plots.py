@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from musclecal.records import PARAMETER_TYPES, Detector, Floats, ModuleCorrections
+from musclecal.records import PARAMETER_TYPES, Detector, Ints, ModuleCorrections
 from musclecal.validation.plot_style import BAND, DATA, FIT, figure_file
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def plot_module_corrections(
             _draw_modes(figure.add_subplot(place), corrections, modes, unit, label)
 
 
-def _draw_layers(axis: "Axes", c: ModuleCorrections, layer: Floats, name: str, unit: float) -> None:
+def _draw_layers(axis: "Axes", c: ModuleCorrections, layer: Ints, name: str, unit: float) -> None:
     number = PARAMETER_TYPES.index(name)
     units, slots = np.nonzero((c.kinds == number) & (c.uses > 0)[:, None])
     values, at = unit * c.values[units, slots], layer[units]

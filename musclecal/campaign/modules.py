@@ -268,7 +268,7 @@ class ModuleStages(Inputs):
                 found[stem] = (file, (), free)
         return found
 
-    def sums_tasks(self, passes: int, only: Iterable[str] = ()) -> tuple[Task, ...]:
+    def sums_tasks(self, passes: int, only: Iterable[Path] = ()) -> tuple[Task, ...]:
         """The sums of a pass, a task a file; of the files ``only`` if there are any.
 
         Raises
@@ -276,7 +276,7 @@ class ModuleStages(Inputs):
         InputError : a file that modules.hits and modules.free.hits do not have.
         """
         files = self._fitted_files
-        wanted = tuple(Path(path).resolve() for path in only)
+        wanted = tuple(path.resolve() for path in only)
         known = {Path(file).resolve() for file, _, _ in files.values()}
         for path in wanted:
             if path not in known:
