@@ -201,6 +201,56 @@ for _name, _description, _show in (
 
 
 @main.command()
+@click.argument("path", metavar="[CAMPAIGN]", default="campaign.toml", type=click.Path(path_type=Path))
+@click.option(
+    "--only-sums",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Only the sums of this file of hits; again for more. So jobs share them; without it all are merged.",
+)
+@click.option(
+    "--pass",
+    "passes",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="With --only-sums: 0 with tracks as in a nominal detector; 1 as the first global fit says; ...",
+)
+@json_option
+@_force_option
+@explained
+def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, force: bool) -> None:
+    """Corrections of modules (cm, relative field and material) from tracks with hits.
+
+    One global fit, as the table [modules] says, with the mass of pairs (GeV) as constraint. Writes
+    module_corrections.parquet, and the muons of samples with hits, corrected. CAMPAIGN is a TOML file (default
+    campaign.toml).
+    """
+    from musclecal.module_report import modules_table, modules_text
+
+    campaign, progress = _open(path)
+    if files or passes:
+        if not files:
+            raise InputError("--pass: belongs to --only-sums FILE")
+        if passes >= campaign.module_passes:
+            raise InputError(f"--pass {passes}: {path} has passes 0 to {campaign.module_passes - 1}")
+        sums = campaign.sums_tasks(passes, files)
+        _run(progress, sums, force)
+        made = [str(task.output) for task in sums]
+        if as_json:
+            echo_json({"sums": made})
+        else:
+            click.echo("\n".join(made))
+        return
+    _run(progress, campaign.tasks("modules"), force)
+    if as_json:
+        echo_json(modules_table(campaign))
+    else:
+        click.echo(modules_text(campaign))
+
+
+@main.command()
 @click.option(
     "--format",
     "formats",
@@ -411,10 +461,15 @@ def _harmonics(text: str) -> tuple[int, ...]:
 @click.option(
     "--demo", is_flag=True, help="Write a campaign with simulated samples of known truth into DIR and run it."
 )
+@click.option(
+    "--with-modules",
+    is_flag=True,
+    help="With --demo: another one, from hits in a displaced detector.",
+)
 @json_option
 @_force_option
 @explained
-def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> None:
+def run(campaign_file: Path | None, demo: bool, with_modules: bool, as_json: bool, force: bool) -> None:
     """Run all that is out of date, up to the exported correction.
 
     From events to tables, closures and figures.
@@ -426,7 +481,10 @@ def run(campaign_file: Path | None, demo: bool, as_json: bool, force: bool) -> N
     if demo:
         from musclecal.demo import write_demo
 
-        campaign_file = write_demo(campaign_file or Path("demo"))
+        default = Path("demo-modules" if with_modules else "demo")
+        campaign_file = write_demo(campaign_file or default, with_modules=with_modules)
+    elif with_modules:
+        raise InputError("--with-modules: belongs to --demo; a campaign file has a table [modules] instead")
     campaign, progress = _open(campaign_file or Path("campaign.toml"))
     _run(progress, [report_task(campaign)], force, everything=force)
     if as_json:

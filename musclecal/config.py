@@ -8,11 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from musclecal.binning import Binning, TemplateBinning, equal_eta_edges
 from musclecal.columns import FlatColumns
+from musclecal.config_table import Positive, Table
 from musclecal.errors import InputError
+from musclecal.module_config import ModulesConfig, SimulateHitsConfig
 from musclecal.resonances import Resonance, resonance, resonance_names
 from musclecal.selection import names_needed
 
@@ -28,18 +30,13 @@ __all__ = [
     "load_campaign",
 ]
 
-Positive = Annotated[float, Field(gt=0.0)]
 ModelName = Literal[
     "simulation-shape", "generator-template", "pooled-template", "gaussian", "crystal-ball", "breit-wigner"
 ]
 """Those of `musclecal.fits.shapes`."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class CampaignSection(_Table):
+class CampaignSection(Table):
     """[campaign]"""
 
     name: str
@@ -55,7 +52,7 @@ class CampaignSection(_Table):
     """What is corrected: data to simulation, or the simulation to its own generator-level momenta."""
 
 
-class BinningConfig(_Table):
+class BinningConfig(Table):
     """[binning]"""
 
     eta_bins: Annotated[int, Field(ge=1)] = 24
@@ -70,7 +67,7 @@ class BinningConfig(_Table):
         return equal_eta_edges(self.eta_bins, self.eta_max)
 
 
-class TemplateConfig(_Table):
+class TemplateConfig(Table):
     """[resonances.NAME.template]: axes of the template fit."""
 
     asymmetry_edges: tuple[float, ...] | None = None
@@ -83,7 +80,7 @@ class TemplateConfig(_Table):
     """Fit a width per eta bin, or leave it free in every 4D bin."""
 
 
-class ResonanceConfig(_Table):
+class ResonanceConfig(Table):
     """[resonances.NAME]: what differs from the defaults of `musclecal.resonances`."""
 
     pt_edges: tuple[float, ...] | None = None
@@ -111,7 +108,7 @@ class ResonanceConfig(_Table):
         return self
 
 
-class ClosureConfig(_Table):
+class ClosureConfig(Table):
     """[closure]"""
 
     engine: Literal["template", "scalar"] = "template"
@@ -135,7 +132,7 @@ class ClosureConfig(_Table):
         return self
 
 
-class ResolutionConfig(_Table):
+class ResolutionConfig(Table):
     """[resolution]"""
 
     resonances: tuple[str, ...] = ("Jpsi", "Z")
@@ -150,7 +147,7 @@ class ResolutionConfig(_Table):
     """Of the random numbers of the smearing."""
 
 
-class SystematicsConfig(_Table):
+class SystematicsConfig(Table):
     """[systematics]"""
 
     resonances: tuple[str, ...] = ("Y1S", "Z")
@@ -165,7 +162,7 @@ class SystematicsConfig(_Table):
     """Factor on the uncertainty of the resolution."""
 
 
-class PropagationConfig(_Table):
+class PropagationConfig(Table):
     """[propagation]"""
 
     luminosity: Positive = 16.8
@@ -180,7 +177,7 @@ class PropagationConfig(_Table):
     """The closure whose own statistics limit the calibration."""
 
 
-class JointConfig(_Table):
+class JointConfig(Table):
     """[joint]"""
 
     use: Annotated[tuple[Annotated[str, Field(pattern=r"^\w+( even| odd)?$")], ...], Field(min_length=1)] = (
@@ -191,7 +188,7 @@ class JointConfig(_Table):
     """Samples that are fitted together, by event number in halves; all others are compared with the fit."""
 
 
-class ExportConfig(_Table):
+class ExportConfig(Table):
     """[export]"""
 
     formats: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -229,7 +226,7 @@ class ExportConfig(_Table):
         return self
 
 
-class SimulateConfig(_Table):
+class SimulateConfig(Table):
     """[samples.NAME.simulate]: a sample made by the built-in simulation."""
 
     events: Annotated[int, Field(ge=1)]
@@ -262,7 +259,7 @@ class SimulateConfig(_Table):
     format: Literal["parquet", "root"] = "parquet"
 
 
-class SampleConfig(_Table):
+class SampleConfig(Table):
     """[samples.NAME]"""
 
     resonance: str
@@ -275,11 +272,41 @@ class SampleConfig(_Table):
     reference: Literal["fast"] | None = None
     """For data without simulation: "fast" makes the reference from the data themselves."""
     simulate: SimulateConfig | None = None
+    hits: tuple[str, ...] = ()
+    """Files of tracks with hits: fitted again, and corrected with what [modules] finds."""
+    simulate_hits: SimulateHitsConfig | None = None
+    module_corrections: bool | None = None
+    """Whether they are corrected: data are by default, simulation is not."""
+
+    @property
+    def has_hits(self) -> bool:
+        """Whether its muons come from hits."""
+        return bool(self.hits) or self.simulate_hits is not None
+
+    @property
+    def is_module_corrected(self) -> bool:
+        """Whether its muons have corrections of modules."""
+        given = self.module_corrections
+        return self.has_hits and (self.kind == "data" if given is None else given)
+
+    def choices(self) -> dict[str, object]:
+        """All of it but where its events come from."""
+        return self.model_dump(exclude={"files", "simulate", "hits", "simulate_hits"})
 
     @model_validator(mode="after")
     def _one_source(self) -> "SampleConfig":
-        if bool(self.files) == (self.simulate is not None):
-            raise ValueError("give either files or a simulate table")
+        sources = [
+            bool(self.files),
+            bool(self.hits),
+            self.simulate is not None,
+            self.simulate_hits is not None,
+        ]
+        if sum(sources) != 1:
+            raise ValueError("give one of files, hits, a simulate table or a simulate_hits table")
+        if self.has_hits and self.columns is not None:
+            raise ValueError("columns: belong to files of muons, not to hits")
+        if self.module_corrections is not None and not self.has_hits:
+            raise ValueError("module_corrections: only muons from hits can be corrected")
         if self.reference and self.kind != "data":
             raise ValueError('reference = "fast" belongs to a data sample')
         if self.columns is not None:
@@ -288,7 +315,7 @@ class SampleConfig(_Table):
         return self
 
 
-class GateConfig(_Table):
+class GateConfig(Table):
     """[gates]: results worse than this end with exit code 3."""
 
     converged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.99
@@ -307,12 +334,12 @@ class GateConfig(_Table):
     """Which closures are gated. The scalar engine, with a known bias of 1e-4 at the Z, is not gated there."""
 
 
-class CampaignConfig(_Table):
+class CampaignConfig(Table):
     """A whole campaign file."""
 
     campaign: CampaignSection
     binning: BinningConfig = BinningConfig()
-    resonances: dict[str, ResonanceConfig] = {}
+    resonances: dict[str, ResonanceConfig] = Field(default_factory=dict)
     samples: dict[Annotated[str, Field(pattern=r"^\w[\w.+-]*$")], SampleConfig]
     closure: ClosureConfig = ClosureConfig()
     resolution: ResolutionConfig = ResolutionConfig()
@@ -321,6 +348,7 @@ class CampaignConfig(_Table):
     joint: JointConfig = JointConfig()
     export: ExportConfig = ExportConfig()
     gates: GateConfig = GateConfig()
+    modules: ModulesConfig | None = None
 
     @model_validator(mode="after")
     def _names_and_samples(self) -> "CampaignConfig":
@@ -336,6 +364,7 @@ class CampaignConfig(_Table):
             *(("systematics.nuisances_from", name) for name in self.systematics.nuisances_from),
             *(("joint.use", name.split()[0]) for name in self.joint.use),
             ("propagation.closure", self.propagation.closure),
+            *(("modules.free.resonance", m.free.resonance) for m in (self.modules,) if m and m.free),
         ]:
             if name not in known:
                 raise ValueError(f"{where}: unknown resonance {name!r}; known are {', '.join(known)}")
@@ -346,6 +375,9 @@ class CampaignConfig(_Table):
 
     def _check_choices(self) -> None:
         """Choices that contradict each other, found before hours of reading."""
+        for name, sample in self.samples.items():
+            if sample.has_hits and self.modules is None:
+                raise ValueError(f"samples.{name}: hits need a table [modules], at least for the detector")
         closing = self.systematics.resonances
         if not closing or len(set(closing)) < len(closing):
             raise ValueError(f"systematics.resonances: some names, each once, got {list(closing)}")

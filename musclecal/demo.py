@@ -61,6 +61,42 @@ kind = "simulation"
 simulate = {{ events = 2_100_000, seed = 16 }}
 """
 
+_DEMO_WITH_MODULES = """\
+# The demonstration of musclecal from hits: a small barrel detector whose modules, field and matter are not what they
+# are thought to be. First a global fit of modules to tracks, then A, e, M of the corrected muons. Run it again, from
+# this folder, with: musclecal run
+
+[campaign]
+name = "demo-modules"
+output = "out"
+passes = 1
+
+[binning]
+eta_bins = 8
+eta_max = 0.8
+
+[resonances.Jpsi]
+pt_edges = [4.0, 5.5, 8.5, 40.0]
+
+[modules]
+detector = "barrel"
+simulate = { pairs = 20_000, seed = 21, background = 0.05, efficiency = 0.985, noise = 0.002 }
+reference = { simulate = { pairs = 10_000, seed = 22 } }
+robust = 3.0
+solver = "direct"
+passes = 1
+
+[samples.jpsi_data]
+resonance = "Jpsi"
+kind = "data"
+simulate_hits = { pairs = 200_000, seed = 23, background = 0.05, efficiency = 0.985, noise = 0.002 }
+
+[samples.jpsi_mc]
+resonance = "Jpsi"
+kind = "simulation"
+simulate_hits = { pairs = 300_000, seed = 24, efficiency = 0.985, noise = 0.002 }
+"""
+
 _TEMPLATE = """\
 # A musclecal campaign: fill in the files of your samples first. Paths are relative to this file.
 # Momenta and masses in GeV, angles in rad.
@@ -145,18 +181,22 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_demo(folder: Path) -> Path:
-    """Write campaign file and truth of the demonstration into ``folder``; gives the campaign file's path."""
+def write_demo(folder: Path, *, with_modules: bool = False) -> Path:
+    """Write campaign file and truth of the demonstration into ``folder``; gives the campaign file's path.
+
+    ``with_modules``: that from hits, whose truth is a displaced detector.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: not a folder that can be made: {error.strerror}") from None
     path = folder / "campaign.toml"
-    text = _DEMO.format()
+    text = _DEMO_WITH_MODULES if with_modules else _DEMO.format()
     if path.exists() and path.read_bytes() != text.encode():
         raise InputError(f"{path}: there is another campaign file already: choose another folder, --demo DIR")
     _write(path, text)
-    write_scale(folder / "truth.json", demo_truth())
+    if not with_modules:
+        write_scale(folder / "truth.json", demo_truth())
     return path
 
 

@@ -10,6 +10,7 @@ from musclecal.campaign import Campaign
 from musclecal.covariance import chi2_of
 from musclecal.figures import write_figures
 from musclecal.fits.likelihood import FitStatus
+from musclecal.module_report import modules_text, scale_bias_text
 from musclecal.records import (
     Closure,
     ClosureSplits,
@@ -312,9 +313,14 @@ def inclusive_text(campaign: Campaign, resonance: str) -> str:
 def summary(campaign: Campaign) -> str:
     """The whole campaign on a page or two."""
     config = campaign.config
-    parts = [f"Campaign {config.campaign.name}", cut_flow_text(campaign, campaign.calibrated, 0)]
+    parts = [f"Campaign {config.campaign.name}"]
+    if campaign.has_modules:
+        parts.append(modules_text(campaign))
+    parts.append(cut_flow_text(campaign, campaign.calibrated, 0))
     parts.append(fit_text(campaign.mass_fits(campaign.calibrated, campaign.last_pass)))
     parts.append(calibration_text(campaign.calibration(), campaign.truth()))
+    if campaign.has_modules and campaign.module_truth() is not None:
+        parts.append(scale_bias_text(campaign, campaign.calibration()))
     if campaign.is_joint:
         parts.append(joint_text(campaign.joint()))
     for name in campaign.closures:
@@ -345,6 +351,8 @@ def summary(campaign: Campaign) -> str:
 def report_task(campaign: Campaign) -> Task:
     """The task that writes the figures and the summary of a campaign."""
     after = [campaign.export_task(), campaign.extract_task(campaign.last_pass)]
+    if campaign.has_modules:
+        after.append(campaign.corrections_task())
     for name in campaign.closures:
         after += [campaign.closure_task(name), campaign.closure_task(name, corrected=False)]
         if campaign.engine_of(name) == "template":

@@ -1,8 +1,8 @@
 """A campaign: which tasks a campaign file asks for, and how each makes its output from those before it.
 
-Folders under the output folder: samples, binning, fill, fit, extract, template, closure, refine, export, figures.
-Each class adds stages to those before it: `inputs`, `calibration`, `template`, `joint`, `closures`, `refinement`,
-`resolution`, `uncertainty`, `export`, and here the list of all.
+Folders under the output folder: samples, modules, binning, fill, fit, extract, template, closure, refine, export,
+figures. Each class adds stages to those before it: `inputs`, `modules`, `calibration`, `template`, `joint`, `closures`,
+`refinement`, `resolution`, `uncertainty`, `export`, and here the list of all.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +21,7 @@ __all__ = ["STAGES", "UNCORRECTED", "Campaign"]
 
 STAGES = (
     "simulate",
+    "modules",
     "fill",
     "fit",
     "extract",
@@ -42,6 +43,7 @@ class Campaign(ExportStages):
         """The tasks that a stage asks for; what they need comes with them."""
         makers: dict[str, Callable[[], tuple[Task, ...]]] = {
             "simulate": lambda: self.simulate_tasks,
+            "modules": self.module_tasks,
             "fill": lambda: tuple(
                 self.fill_task(self.calibrated, kind, 0) for kind in ("data", "simulation")
             ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from musclecal.apply import correct
 from musclecal.binning import Binning
-from musclecal.campaign.inputs import Inputs
+from musclecal.campaign.modules import ModuleStages
 from musclecal.errors import InputError
 from musclecal.fast_simulation import fast_simulation
 from musclecal.fits.fast_resolution import measured_resolution
@@ -31,7 +31,7 @@ _FAST_SEED = 20_110_000
 _NEAR_PEAK = 0.04
 
 
-class CalibrationStages(Inputs):
+class CalibrationStages(ModuleStages):
     """The stages fill, fit and extract."""
 
     # Histograms

@@ -81,7 +81,7 @@ class ExportStages(UncertaintyStages):
         files, tasks = self._inputs_of(samples)
         output = self.output / "response" / f"{name}.h5"
         options = {
-            "samples": {key: s.model_dump(exclude={"files", "simulate"}) for key, s in samples.items()},
+            "samples": {key: s.choices() for key, s in samples.items()},
             "eta_edges": self._response_eta_edges.tolist(),
             "pt_edges": self.config.export.response_pt_edges,
         }

@@ -96,6 +96,8 @@ class Inputs:
         sample = self.config.samples[name]
         if sample.simulate is not None:
             return (str(self._main_output / "samples" / f"{name}.{sample.simulate.format}"),)
+        if sample.has_hits:
+            return (str(self._main_output / "samples" / f"{name}.parquet"),)
         patterns = [p if "://" in p else str(self.folder / p) for p in sample.files]
         try:
             return tuple(expand_paths(patterns))
@@ -125,6 +127,11 @@ class Inputs:
             run = partial(self._simulate, name, output)
             tasks.append(Task(f"simulate/{name}", "simulate", output, run, options, inputs))
         return tuple(tasks)
+
+    @property
+    def made_samples(self) -> dict[str, Task]:
+        """The tasks that make samples, by name of the sample."""
+        return {task.name.split("/")[1]: task for task in self.simulate_tasks}
 
     def _settings_of(self, name: str, *unused: str) -> str:
         """What a task knows of a resonance, for its manifest: not the axes of the template fit, nor ``unused``."""
@@ -162,11 +169,11 @@ class Inputs:
     def _inputs_of(self, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[Task, ...]]:
         """(files, tasks) that samples come from."""
         names = tuple(names)
-        made = {task.name: task for task in self.simulate_tasks}
-        tasks = tuple(made[f"simulate/{name}"] for name in names if f"simulate/{name}" in made)
+        made = self.made_samples
+        tasks = tuple(made[name] for name in names if name in made)
         owner: dict[str, str] = {}
         for name in names:
-            for file in () if f"simulate/{name}" in made else self._files(name):
+            for file in () if name in made else self._files(name):
                 if file in owner:
                     raise InputError(
                         f"{file}: belongs to the samples {owner[file]} and {name}: it would count twice"
@@ -238,7 +245,7 @@ class Inputs:
 
     def _sample_options(self, resonance: str, kind: str) -> dict[str, object]:
         samples = self.config.samples_of(resonance, kind)
-        return {name: sample.model_dump(exclude={"files", "simulate"}) for name, sample in samples.items()}
+        return {name: sample.choices() for name, sample in samples.items()}
 
     # Binning
 

@@ -1,0 +1,466 @@
+"""The stage modules: corrections of modules from hits, and samples of muons that are made of hits.
+
+For each pass: sums of each file of pairs (tasks of their own, so that jobs can share them), one global fit. Then the
+table of corrections, and the samples with hits, fitted again and corrected, as files of muons like any other.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from musclecal.campaign.inputs import Inputs
+from musclecal.config import SampleConfig, SimulateConfig
+from musclecal.errors import InputError
+from musclecal.events import expand_paths, write_dimuons
+from musclecal.geometry.block_sums import merge_sums, weighted
+from musclecal.geometry.corrected_pairs import corrected_events
+from musclecal.geometry.correction_file import write_corrections
+from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
+from musclecal.geometry.detector_files import read_detector
+from musclecal.geometry.field import read_field_map, solenoid_map
+from musclecal.geometry.hit_files import read_pairs, write_tracks
+from musclecal.geometry.misalignment import Misalignment, misaligned
+from musclecal.geometry.modes import ModeWidths, Widths
+from musclecal.geometry.module_equations import ModuleEquations
+from musclecal.geometry.module_fit import (
+    ModuleModel,
+    detector_fingerprint,
+    gen_masses,
+    mass_constraint,
+    module_model,
+    module_sums,
+)
+from musclecal.geometry.modules import solve_modules
+from musclecal.geometry.pair_refit import refit_pairs
+from musclecal.geometry.refit import RefitCuts
+from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
+from musclecal.geometry.trace import Planes
+from musclecal.module_config import ModulesConfig, SimulateHitsConfig
+from musclecal.records import (
+    Detector,
+    DimuonEvents,
+    FieldMap,
+    Floats,
+    MassConstraint,
+    ModuleCorrections,
+    ModuleSums,
+    PairRefits,
+    Pairs,
+)
+from musclecal.samples import simulation_settings
+from musclecal.store import load, load_attributes, save
+from musclecal.tasks import Task
+from musclecal.validation.module_plots import plot_module_corrections
+
+__all__ = ["ModuleStages"]
+
+_CHUNK = 20_000
+"""Pairs in memory at a time."""
+
+
+class ModuleStages(Inputs):
+    """The stage modules."""
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether the campaign file has a table [modules]."""
+        return self.config.modules is not None
+
+    @property
+    def _modules(self) -> ModulesConfig:
+        if self.config.modules is None:
+            raise InputError(f"{self.path}: modules: the table [modules] is missing")
+        return self.config.modules
+
+    @property
+    def _module_folder(self) -> Path:
+        return self._main_output / "modules"
+
+    # The detector
+
+    @cached_property
+    def detector(self) -> Detector:
+        """That of [modules].
+
+        Raises
+        ------
+        InputError : a file that is missing or something else.
+        """
+        built_in = {"cms": cms_tracker, "barrel": barrel_tracker}
+        name = self._modules.detector
+        if name in built_in:
+            return built_in[name]()
+        if not name.endswith((".parquet", ".json")):
+            raise InputError(
+                f"modules.detector: {name!r} is neither cms nor barrel, nor a .parquet or .json file"
+            )
+        return read_detector(self.folder / name)
+
+    @cached_property
+    def field_map(self) -> FieldMap:
+        """The field that the detector stands in."""
+        name = self._modules.field
+        return solenoid_map() if name == "solenoid" else read_field_map(self.folder / name)
+
+    @cached_property
+    def _planes(self) -> Planes:
+        return planes_of(self.detector, self.field_map)
+
+    @property
+    def _detector_files(self) -> tuple[str, ...]:
+        names = (self._modules.detector, self._modules.field)
+        return tuple(str(self.folder / n) for n in names if n not in ("cms", "barrel", "solenoid"))
+
+    @property
+    def _detector_options(self) -> dict[str, object]:
+        return self._modules.model_dump(include={"detector", "field", "parameters"})
+
+    @property
+    def _cuts(self) -> RefitCuts:
+        m = self._modules
+        return RefitCuts(hit_chi2=m.hit_chi2, chi2_per_ndf=m.chi2_per_ndf, gradient=m.gradient)
+
+    @cached_property
+    def module_model(self) -> ModuleModel:
+        """What is fitted, with its prior."""
+        m = self._modules
+        mode_widths = ModeWidths(**m.mode_widths) if m.modes else None
+        return module_model(self.detector, Widths(**m.widths), mode_widths, m.parameters)
+
+    # Pairs of tracks
+
+    @property
+    def _is_misaligned(self) -> bool:
+        """Whether anything is simulated in a detector that is not where it is thought to be."""
+        m = self._modules
+        samples = (s for s in self.config.samples.values() if s.kind == "data")
+        return m.simulate is not None or any(s.simulate_hits is not None for s in samples)
+
+    def module_truth(self) -> Floats | None:
+        """(n_units, P) where the detector of simulated data is; None if there are none."""
+        if not self.has_modules or not self._is_misaligned:
+            return None
+        m = self._modules
+        return misaligned(self.detector, m.misalignment_seed, Misalignment(**m.misalignment), m.parameters)
+
+    @property
+    def _truth_options(self) -> dict[str, object]:
+        return self._modules.model_dump(include={"misalignment", "misalignment_seed"})
+
+    def _simulated(self, table: SimulateHitsConfig, resonance: str, *, nominal: bool) -> Iterator[Pairs]:
+        """Pairs through the detector, as it is described or, not ``nominal``, where it is."""
+        names = {"background", "background_slope", "muon_pt", "fsr", "seed"}
+        generated = SimulateConfig(events=table.pairs, **table.model_dump(include=names))
+        # All true masses that can be measured in the window.
+        sample = SampleConfig(resonance=resonance, kind="simulation", simulate=generated)
+        settings = simulation_settings(
+            sample, generated, self.config.resonance(resonance), self.config.binning.edges, self.folder
+        )
+        effects = DetectorEffects(efficiency=table.efficiency, noise=table.noise, loss=table.loss)
+        truth = None if nominal else self.module_truth()
+        maker = track_maker(self.detector, self.field_map, truth, effects)
+        return simulate_pairs(maker, settings, table.pairs, table.seed, chunk_pairs=_CHUNK)
+
+    def _hit_files(self, key: str, patterns: Iterable[str]) -> tuple[str, ...]:
+        try:
+            return tuple(expand_paths([str(self.folder / p) for p in patterns]))
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+
+    def _pairs(self, files: Iterable[str]) -> Iterator[Pairs]:
+        for file in files:
+            yield from read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK)
+
+    def _counted(self, chunks: Iterable[Pairs], total: int | None) -> Iterator[Pairs]:
+        done = 0
+        for pairs in chunks:
+            yield pairs
+            done += len(pairs)
+            self.progress(done, total)
+
+    def _hits_task(self, name: str, resonance: str, table: SimulateHitsConfig) -> Task:
+        """Simulated pairs that the fit uses, as a file: each pass reads them."""
+        output = self._module_folder / f"{name}.parquet"
+        options = {"simulate": table.model_dump(), **self._simulation_options(resonance)}
+        run = partial(self._write_hits, table, resonance, output)
+        return Task(f"modules/{name}", "modules", output, run, options, self._detector_files)
+
+    def _simulation_options(self, resonance: str) -> dict[str, object]:
+        return {
+            **self._detector_options,
+            **self._truth_options,
+            "resonance": self._settings_of(resonance, "model", "background", "mass_bins", "min_events"),
+            "eta_edges": self.config.binning.edges,
+        }
+
+    def _write_hits(self, table: SimulateHitsConfig, resonance: str, output: Path) -> None:
+        made = self._simulated(table, resonance, nominal=False)
+        write_tracks(output, self._counted(made, table.pairs), self.detector)
+
+    # The mass as a measurement
+
+    @property
+    def _window(self) -> tuple[float, float]:
+        return self._modules.mass_window or self.config.resonance(self.calibrated).mass_window
+
+    def mass_task(self) -> Task:
+        """Target and width of the mass: given, or from simulated pairs."""
+        m = self._modules
+        output = self._module_folder / "mass.h5"
+        patterns = () if m.reference is None else m.reference.hits
+        files = self._hit_files("modules.reference.hits", patterns) if patterns else ()
+        options = {
+            "given": m.model_dump(include={"target", "sigma", "robust"}),
+            "window": self._window,
+            "simulate": None if m.reference is None else m.reference.model_dump(exclude={"hits"}),
+            **self._simulation_options(self.calibrated),
+            "cuts": self._cuts._asdict(),
+        }
+        run = partial(self._find_mass, files, output)
+        return Task("modules/mass", "modules", output, run, options, files + self._detector_files)
+
+    def _find_mass(self, files: tuple[str, ...], output: Path) -> None:
+        m = self._modules
+        robust = float("inf") if m.robust is None else m.robust
+        if m.target is not None and m.sigma is not None:
+            save(output, MassConstraint(m.target, m.sigma, self._window, robust))
+            return
+        assert m.reference is not None
+        table = m.reference.simulate
+        chunks = (
+            self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
+        )
+        refits, masses = [], []
+        for pairs in self._counted(chunks, None if table is None else table.pairs):
+            kept = pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
+            refits.append(refit_pairs(kept.tracks, kept.pairs, self._planes, None, self._cuts))
+            masses.append(gen_masses(kept))
+        try:
+            found = mass_constraint(_joined(refits), np.concatenate(masses), self._window, robust)
+        except (InputError, ValueError) as error:
+            raise InputError(f"modules.reference: {error}") from None
+        save(output, found)
+
+    # Sums
+
+    @cached_property
+    def _fitted_files(self) -> dict[str, tuple[str, tuple[Task, ...], bool]]:
+        """By name of the sums: file of pairs, tasks that make it, and whether the mass is left free."""
+        m = self._modules
+        found: dict[str, tuple[str, tuple[Task, ...], bool]] = {}
+        for key, table, resonance, name in (
+            ("modules", m, self.calibrated, "pairs"),
+            ("modules.free", m.free, m.free.resonance if m.free else "", "free"),
+        ):
+            if table is None:
+                continue
+            free = table is m.free
+            if table.simulate is not None:
+                task = self._hits_task(name, resonance, table.simulate)
+                found[name] = (str(task.output), (task,), free)
+            for file in self._hit_files(f"{key}.hits", table.hits) if table.hits else ():
+                stem = ("free_" if free else "") + Path(file).name.split(".")[0]
+                while stem in found:
+                    stem += "+"
+                found[stem] = (file, (), free)
+        return found
+
+    def sums_tasks(self, passes: int, only: Iterable[Path] = ()) -> tuple[Task, ...]:
+        """The sums of a pass, a task a file; of the files ``only`` if there are any.
+
+        Raises
+        ------
+        InputError : a file that modules.hits and modules.free.hits do not have.
+        """
+        files = self._fitted_files
+        wanted = tuple(path.resolve() for path in only)
+        known = {Path(file).resolve() for file, _, _ in files.values()}
+        for path in wanted:
+            if path not in known:
+                raise InputError(f"{path}: not one of the files of hits of {self.path}")
+        return tuple(
+            self._sums_task(passes, name)
+            for name, (file, _, _) in files.items()
+            if not wanted or Path(file).resolve() in wanted
+        )
+
+    def _sums_task(self, passes: int, name: str) -> Task:
+        file, made, free = self._fitted_files[name]
+        mass = None if free or not self._modules.mass else self.mass_task()
+        before = () if passes == 0 else (self._solve_task(passes - 1),)
+        output = self._module_folder / f"sums_{passes}_{name}.h5"
+        options = {**self._detector_options, "cuts": self._cuts._asdict(), "mass": mass is not None}
+        run = partial(self._sum, passes, file, mass, output)
+        inputs = self._detector_files + (() if made else (file,))
+        after = (*made, *(() if mass is None else (mass,)), *before)
+        return Task(f"modules/sums_{passes}_{name}", "modules", output, run, options, inputs, after)
+
+    def _sum(self, passes: int, file: str, mass: Task | None, output: Path) -> None:
+        constraint = None if mass is None else load(mass.output, MassConstraint)
+        sums = module_sums(
+            self._pairs([file]), self.detector, self._planes, self._values_before(passes), constraint, self._cuts,
+            lambda done: self.progress(done, None),
+        )  # fmt: skip
+        if sums.n_pairs == 0:
+            raise InputError(f"{file}: no pair of tracks that can be used")
+        save(output, sums)
+
+    def _values_before(self, passes: int) -> Floats:
+        if passes == 0:
+            return np.zeros((self.detector.n_units, self._modules.parameters))
+        return load(self._solve_task(passes - 1).output, ModuleCorrections).values
+
+    # The global fit
+
+    @property
+    def module_passes(self) -> int:
+        """How many global fits there are: one, if the sums are given."""
+        return 1 if self._modules.sums else self._modules.passes
+
+    @cached_property
+    def _solve_tasks(self) -> dict[int, Task]:
+        return {}
+
+    def _solve_task(self, passes: int) -> Task:
+        if passes not in self._solve_tasks:
+            self._solve_tasks[passes] = self._new_solve_task(passes)
+        return self._solve_tasks[passes]
+
+    def _new_solve_task(self, passes: int) -> Task:
+        m = self._modules
+        sums = () if m.sums else self.sums_tasks(passes)
+        given = self._hit_files("modules.sums", m.sums) if m.sums else ()
+        weights = dict.fromkeys(given, 1.0)
+        if not m.sums:
+            frees = [free for _, _, free in self._fitted_files.values()]
+            weights = {
+                str(task.output): m.free.weight if free and m.free is not None else 1.0
+                for task, free in zip(sums, frees, strict=True)
+            }
+        output = self._module_folder / f"corrections@{passes}.h5"
+        options = {
+            **self._detector_options,
+            **m.model_dump(include={"modes", "solver"}),
+            "widths": {name: repr(width) for name, width in m.widths.items()},
+            "mode_widths": m.mode_widths,
+            "weight": None if m.free is None else m.free.weight,
+        }
+        run = partial(self._solve, weights, output)
+        return Task(
+            f"modules/corrections@{passes}",
+            "modules",
+            output,
+            run,
+            options,
+            given + self._detector_files,
+            sums,
+        )
+
+    def _solve(self, weights: Mapping[str, float], output: Path) -> None:
+        sums = self._merged(weights)
+        model = self.module_model
+        equations = ModuleEquations(sums, model.widths, model.modes)
+        found = solve_modules(equations, model.kinds, solver=self._modules.solver)
+        fitted = model.widths > 0.0
+        change = np.abs(found.values - sums.values)[fitted] / model.widths[fitted]
+        about = {"chi2": sums.chi2, "ndf": sums.ndf, "moved": float(change.max(initial=0.0))}
+        save(output, found, attributes={"before": json.dumps(about)})
+
+    def _merged(self, weights: Mapping[str, float]) -> ModuleSums:
+        """The sums of all files, each weighted."""
+        fingerprint, shape = detector_fingerprint(self.detector), self.module_model.widths.shape
+        parts = []
+        for file, weight in weights.items():
+            sums = load(file, ModuleSums)
+            if sums.detector != fingerprint:
+                raise InputError(f"{file}: sums of the detector {sums.detector!r}, not of {fingerprint!r}")
+            if sums.values.shape != shape:
+                raise InputError(
+                    f"{file}: sums of {sums.values.shape} parameters, modules.parameters wants {shape}"
+                )
+            parts.append(sums if weight == 1.0 else weighted(sums, weight))
+        try:
+            return merge_sums(*parts)
+        except InputError as error:
+            raise InputError(f"modules: {', '.join(Path(file).name for file in weights)}: {error}") from None
+
+    def corrections_task(self) -> Task:
+        """The table of all corrections, and their figure."""
+        last = self._solve_task(self.module_passes - 1)
+        output = self._module_folder / "module_corrections.parquet"
+        figure = output.with_name("module_corrections.png")
+        run = partial(self._write_table, last, output, figure)
+        return Task(
+            "modules/module_corrections", "modules", output, run, {}, self._detector_files, (last,), (figure,)
+        )
+
+    def _write_table(self, last: Task, output: Path, figure: Path) -> None:
+        corrections = load(last.output, ModuleCorrections)
+        plot_module_corrections(corrections, self.detector, figure)
+        write_corrections(output, corrections)
+
+    def module_corrections(self, passes: int | None = None) -> ModuleCorrections:
+        """What the last global fit, or that of a pass, has found, once its task is done."""
+        which = self.module_passes - 1 if passes is None else passes
+        return load(self._solve_task(which).output, ModuleCorrections)
+
+    def module_fit_before(self, passes: int) -> dict[str, float]:
+        """chi2 and ndf of the tracks as a pass has fitted them, and how far it ``moved``, in prior widths."""
+        found: dict[str, float] = json.loads(load_attributes(self._solve_task(passes).output)["before"])
+        return found
+
+    def module_tasks(self) -> tuple[Task, ...]:
+        """All that the stage modules makes: the corrections, and the samples with hits."""
+        samples = (self._refit_task(name, s) for name, s in self.config.samples.items() if s.has_hits)
+        return (self.corrections_task(), *samples)
+
+    # Samples of muons with hits
+
+    @property
+    def made_samples(self) -> dict[str, Task]:
+        """The tasks that make samples, those of muons with hits among them, by name of the sample."""
+        samples = self.config.samples.items()
+        return super().made_samples | {name: self._refit_task(name, s) for name, s in samples if s.has_hits}
+
+    def _refit_task(self, name: str, sample: SampleConfig) -> Task:
+        corrected = (self._solve_task(self.module_passes - 1),) if sample.is_module_corrected else ()
+        files = self._hit_files(f"samples.{name}.hits", sample.hits) if sample.hits else ()
+        options: dict[str, object] = {"corrected": bool(corrected), "cuts": self._cuts._asdict()}
+        options |= self._detector_options
+        if sample.simulate_hits is not None:
+            options |= {"simulate": sample.simulate_hits.model_dump(), "kind": sample.kind}
+            options |= self._simulation_options(sample.resonance)
+        output = Path(self._files(name)[0])
+        run = partial(self._refit, sample, files, output)
+        inputs = files + self._detector_files
+        return Task(f"samples/{name}", "modules", output, run, options, inputs, corrected)
+
+    def _refit(self, sample: SampleConfig, files: tuple[str, ...], output: Path) -> None:
+        table, total = sample.simulate_hits, None
+        if table is None:
+            pairs = self._pairs(files)
+        else:
+            pairs, total = (
+                self._simulated(table, sample.resonance, nominal=sample.kind == "simulation"),
+                table.pairs,
+            )
+        values = self.module_corrections().values if sample.is_module_corrected else None
+        events = corrected_events(self._counted(pairs, total), self._planes, values, self._cuts)
+        write_dimuons(output, _with_pairs(output, events))
+
+
+def _with_pairs(output: Path, chunks: Iterable[DimuonEvents]) -> Iterator[DimuonEvents]:
+    n = 0
+    for events in chunks:
+        n += len(events)
+        yield events
+    if n == 0:
+        raise InputError(f"{output}: no pair of tracks in the hits of this sample")
+
+
+def _joined(parts: list[PairRefits]) -> PairRefits:
+    names = ("local", "covariance", "mass", "mass_sigma", "chi2", "ndf", "status", "rejected")
+    return PairRefits(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
