@@ -47,7 +47,6 @@ from musclecal.records import (
     MassConstraint,
     ModuleCorrections,
     ModuleSums,
-    PairRefits,
     Pairs,
 )
 from musclecal.samples import simulation_settings
@@ -239,7 +238,7 @@ class ModuleStages(Inputs):
             refits.append(refit_pairs(kept.tracks, kept.pairs, self._planes, None, self._cuts))
             masses.append(gen_masses(kept))
         try:
-            found = mass_constraint(_joined(refits), np.concatenate(masses), self._window, robust)
+            found = mass_constraint(refits, masses, self._window, robust)
         except (InputError, ValueError) as error:
             raise InputError(f"modules.reference: {error}") from None
         save(output, found)
@@ -459,8 +458,3 @@ def _with_pairs(output: Path, chunks: Iterable[DimuonEvents]) -> Iterator[Dimuon
         yield events
     if n == 0:
         raise InputError(f"{output}: no pair of tracks in the hits of this sample")
-
-
-def _joined(parts: list[PairRefits]) -> PairRefits:
-    names = ("local", "covariance", "mass", "mass_sigma", "chi2", "ndf", "status", "rejected")
-    return PairRefits(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
