@@ -15,15 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from musclecal.errors import InputError
 from musclecal.geometry.detector import planes_of
 from musclecal.geometry.refit import RefitCuts, module_jacobians, refit_tracks
+from musclecal.geometry.refit_kernels import CONVERGED
 from musclecal.geometry.simulate import (
     DetectorEffects,
     simulate_tracks,
     start_states,
     track_maker,
 )
-from musclecal.records import Detector, FieldMap, Floats, Tracks
+from musclecal.records import Detector, FieldMap, Floats, Ints, Refits, Tracks
 
 __all__ = ["MomentumBias", "bias_combinations", "momentum_bias", "probe_tracks"]
 
@@ -75,10 +77,16 @@ def momentum_bias(
     eta: Floats,
     n_phi: int = 48,
 ) -> MomentumBias:
-    """Bias of fits at the parameters ``assumed`` (n_units, P) of a detector at ``truth`` (n_units, P)."""
+    """Bias of fits at the parameters ``assumed`` (n_units, P) of a detector at ``truth`` (n_units, P).
+
+    Raises
+    ------
+    InputError : an ``eta`` where no track of a charge can be fitted.
+    """
     tracks = probe_tracks(detector, field_map, truth, pt, eta, n_phi)
     refits = refit_tracks(tracks, planes_of(detector, field_map), assumed, _CUTS)
     assert tracks.truth is not None
+    _fitted(refits, pt, eta, n_phi)
     # pT is what is biased: k = |q/p|/cos(lambda)
     k, true = (np.abs(x[:, 0]) / np.cos(x[:, 1]) for x in (refits.local, tracks.truth))
     bias = np.nanmean((k / true - 1.0).reshape(len(eta), 2, n_phi), axis=2)
@@ -91,6 +99,10 @@ def bias_combinations(
     """even and odd, (n_eta, n_units, P) each: the bias is the sum over their products with (truth - assumed).
 
     To first order, at the nominal detector: for the errors of biases.
+
+    Raises
+    ------
+    InputError : as `momentum_bias`.
     """
     nominal = np.zeros((detector.n_units, n_slots))
     tracks = probe_tracks(detector, field_map, nominal, pt, eta, n_phi)
@@ -101,14 +113,24 @@ def bias_combinations(
     relative = jacobian[:, 0] / q_over_p[:, None] + np.tan(lam)[:, None] * jacobian[:, 1]
     per_charge = np.zeros((len(eta), 2, detector.n_units, n_slots))
     _scatter(per_charge.reshape(2 * len(eta), -1), units, relative, n_phi, n_slots)
+    per_charge /= _fitted(refits, pt, eta, n_phi)[:, :, None, None]
     return per_charge.mean(axis=1), 0.5 * (per_charge[:, 0] - per_charge[:, 1])
 
 
+def _fitted(refits: Refits, pt: float, eta: Floats, n_phi: int) -> Ints:
+    """(n_eta, 2) how many of the tracks of each charge have a fit."""
+    number = np.sum((refits.status == CONVERGED).reshape(len(eta), 2, n_phi), axis=2)
+    if not np.all(number):
+        at = eta[np.argmin(number.min(axis=1))]
+        raise InputError(f"eta {at:g}: no track of pT {pt:g} GeV has a fit")
+    return number
+
+
 def _scatter(out: Floats, units: NDArray[np.int32], relative: Floats, n_phi: int, n_slots: int) -> None:
-    """Mean over n_phi tracks in a row of rows (n_max P) into rows (n_units P)."""
+    """Sum over n_phi tracks in a row of rows (n_max P) into rows (n_units P)."""
     for row in range(len(out)):
         for track in range(row * n_phi, (row + 1) * n_phi):
             for i, unit in enumerate(units[track]):
                 if unit >= 0:
                     place = slice(n_slots * unit, n_slots * (unit + 1))
-                    out[row, place] += relative[track, n_slots * i : n_slots * (i + 1)] / n_phi
+                    out[row, place] += relative[track, n_slots * i : n_slots * (i + 1)]

@@ -44,7 +44,7 @@ class Contributions(NamedTuple):
     ----------
     units : (n, n_max) met by the pair, a unit may be there for each muon; -1 where there is none.
     matrix : (n, n_max P, n_max P) on and above the diagonal of blocks. vector : (n, n_max P).
-    chi2, ndf : (n,). good : (n,) whether the pair is used.
+    chi2, ndf : (n,) of the fit, its mass counted where it is a measurement. good : (n,) whether the pair is used.
     """
 
     units: NDArray[np.int32]
@@ -213,7 +213,8 @@ def _contribute(
             far = abs(mass - target) / math.sqrt(variance + sigma * sigma)
             if far > robust:
                 width = sigma * math.sqrt(far / robust)
-            status, _ = fit_pair(
+            ndf[t] += 1
+            status, chi2[t] = fit_pair(
                 plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.fits, room.matrix,
                 room.vector, room.work, STEPS, cuts.tolerance,
             )  # fmt: skip

@@ -16,6 +16,7 @@ from musclecal.compiled import in_order, kernel
 from musclecal.errors import InputError
 from musclecal.geometry.refit_kernels import (
     CONVERGED,
+    DID_NOT_CONVERGE,
     TOO_FEW_HITS,
     Fit,
     Hits,
@@ -86,13 +87,16 @@ def fit_clean(
     hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, covariance: Floats, fit: Fit, work: Floats,
     column: Floats, cuts: RefitCuts, tolerance: float,
 ) -> tuple[int, float, int, int]:  # fmt: skip
-    """Fit from a seed, without the worst coordinates. Status, chi2, ndf, how many were taken out."""
+    """Fit from a seed, without the worst coordinates. Status, chi2, ndf, how many were taken out.
+
+    A coordinate that is far off can keep a fit from its end: then, too, it is taken out.
+    """
     if not seed(hits, n, planes, local):
         return TOO_FEW_HITS, math.nan, 0, 0
-    for rejected in range(cuts.most_rejected + 1):
-        status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
-        ndf = fit.n[0] - N_TRACK
-        if status != CONVERGED or rejected == cuts.most_rejected or ndf <= 1 or chi2 < cuts.hit_chi2:
+    status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
+    rejected = 0
+    while status in (CONVERGED, DID_NOT_CONVERGE) and rejected < cuts.most_rejected:
+        if fit.n[0] - N_TRACK <= 1 or chi2 < cuts.hit_chi2:
             break
         worst, gain = outlier_chi2(fit, N_TRACK, work[7:12, :N_TRACK], column)
         if gain < cuts.hit_chi2:
@@ -102,7 +106,9 @@ def fit_clean(
             hits.u[row // 2] = math.nan
         else:
             hits.v[row // 2] = math.nan
-    return status, chi2, ndf, rejected
+        rejected += 1
+        status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
+    return status, chi2, fit.n[0] - N_TRACK if status == CONVERGED else 0, rejected
 
 
 @kernel
@@ -136,7 +142,7 @@ def refit_tracks(
 
     Raises
     ------
-    InputError : a module that the detector does not have, parameters of another shape.
+    InputError : a module that the detector does not have, hits or parameters of another shape.
     """
     parameters = checked_parameters(tracks, planes, parameters)
     n = len(tracks.module)
@@ -186,10 +192,12 @@ def module_jacobians(
 
     Raises
     ------
-    InputError : as `refit_tracks`.
+    InputError : as `refit_tracks`; fits of other tracks.
     """
     parameters = checked_parameters(tracks, planes, parameters)
     n, n_max = tracks.module.shape
+    if len(refits.local) != n:
+        raise InputError(f"refits: {len(refits.local)} for {n} tracks")
     units = np.empty((n, n_max), np.int32)
     jacobian = np.empty((n, N_TRACK, n_max * parameters.shape[1]))
 
@@ -206,12 +214,29 @@ def module_jacobians(
 
 
 def corrected_local(refits: Refits, units: NDArray[np.int32], jacobian: Floats, change: Floats) -> Floats:
-    """(n, 5) fitted parameters if the detector is at p instead, ``change`` (n_unit, P) = p less where it was fitted."""
-    here = np.where(units[:, :, None] >= 0, change[np.maximum(units, 0)], 0.0).reshape(len(units), -1)
+    """(n, 5) fitted parameters if the detector is at p instead, ``change`` (n_unit, P) = p less where it was fitted.
+
+    Raises
+    ------
+    InputError : a change of another shape.
+    """
+    n_slot = jacobian.shape[2] // units.shape[1]
+    if change.ndim != 2 or change.shape[1] != n_slot or len(change) <= units.max(initial=-1):
+        raise InputError(f"change: a row of {n_slot} for each unit wanted, got the shape {change.shape}")
+    here = np.where(units[:, :, None] >= 0, change[np.maximum(units, 0)], 0.0).reshape(len(units), jacobian.shape[2])
     return np.asarray(refits.local - np.einsum("nkp,np->nk", jacobian, here))
 
 
 def checked_parameters(tracks: Tracks, planes: Planes, parameters: Floats | None) -> Floats:
+    """The parameters as kernels take them, of tracks whose arrays belong together.
+
+    Raises
+    ------
+    InputError : as `refit_tracks`.
+    """
+    for name in ("u", "v", "sigma_u", "sigma_v"):
+        if (shape := getattr(tracks, name).shape) != tracks.module.shape or len(shape) != 2:
+            raise InputError(f"{name}: the shape of module, {tracks.module.shape}, wanted, got {shape}")
     n_unit = int(planes.unit.max()) + 1
     if parameters is None:
         parameters = np.zeros((n_unit, 4))

@@ -1,5 +1,6 @@
-"""Fixtures of the tests of geometry: small made-up problems of module parameters, with everything about them known."""
+"""Fixtures of the tests of geometry: small made-up problems of module parameters, and tracks linearised by hand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from musclecal.geometry.block_sums import BlockSums
-from musclecal.records import Floats, ModuleSums
+from musclecal.geometry.trace import TRACED, Planes, new_trace, trace
+from musclecal.records import Floats, ModuleSums, Tracks
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +99,65 @@ def by_hand(chunk: Chunk, n_units: int, n_slots: int) -> tuple[Floats, Floats]:
                 block = M[a, :, b] if a <= b else M[b, :, a].T
                 C[chunk.units[e, a], :, chunk.units[e, b]] += block
     return C.reshape(n_units * n_slots, -1), g
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A track linearised by finite differences: residuals r (n_row,), their covariance V, A and G (n_row, ...)."""
+
+    r: Floats
+    V: Floats
+    A: Floats
+    G: Floats
+    units: Any
+
+    def whitened(self) -> tuple[Floats, Floats, Floats]:
+        lower = np.linalg.cholesky(self.V)
+        return np.linalg.solve(lower, self.r), np.linalg.solve(lower, self.A), np.linalg.solve(lower, self.G)
+
+
+@pytest.fixture(scope="session")
+def rows_by_hand() -> Callable[..., Rows]:
+    """``rows_by_hand(tracks, n, planes, values, start_of, local)``."""
+    return _rows_by_hand
+
+
+LOCAL_STEPS = np.array([1e-5, 1e-5, 1e-5, 1e-4, 1e-4, 1e-4])
+SLOT_STEPS = np.array([1e-4, 1e-4, 1e-4, 1e-3, 1e-4, 1e-5])
+
+
+def _rows_by_hand(
+    tracks: Tracks, n: int, planes: Planes, values: Floats, start_of: Callable[[Floats], Floats], local: Floats
+) -> Rows:
+    """Of track ``n`` at its parameters ``local``, of which ``start_of`` makes the start (6,)."""
+    modules = tracks.module[n][tracks.module[n] >= 0].copy()
+    size = len(modules)
+    out = new_trace(size, 6, False)
+
+    def predicted(local: Floats, values: Floats) -> Floats:
+        assert trace(start_of(local), np.eye(6), modules, size, planes, values, False, out) == TRACED
+        return out.predicted.copy()
+
+    def slope(f: Callable[[float], Floats], step: float) -> Floats:
+        return (f(step) - f(-step)) / (2.0 * step)
+
+    hits = np.stack([tracks.u[n, :size], tracks.v[n, :size]], axis=1).ravel()
+    sigma = np.stack([tracks.sigma_u[n, :size], tracks.sigma_v[n, :size]], axis=1).ravel()
+    kept = np.isfinite(hits)
+    r = (hits - predicted(local, values))[kept]
+    kicks = out.derivative[kept][:, 6 : 6 + 2 * size]
+    V = np.diag(sigma[kept] ** 2) + kicks @ np.diag(out.variance.ravel()) @ kicks.T
+    one = np.eye(len(local))
+    A = [
+        slope(lambda h, k=k: predicted(local + h * one[k], values), LOCAL_STEPS[k]) for k in range(len(local))
+    ]
+    units, G = planes.unit[modules], []
+    units = units[np.insert(np.diff(units) != 0, 0, True)]
+    for unit in units:
+        for slot in range(values.shape[1]):
+            direction = np.zeros_like(values)
+            direction[unit, slot] = 1.0
+            G.append(
+                slope(lambda h, d=direction: predicted(local, values + h * d), SLOT_STEPS[slot])
+            )
+    return Rows(r, V, np.array(A).T[kept], np.array(G).T[kept], units)
