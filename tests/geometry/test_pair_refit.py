@@ -82,7 +82,9 @@ def together(parts: Any) -> Contributions:
     return Contributions(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
-def one_by_one(pairs: Pairs, planes: Planes, values: Floats, mass: MassConstraint | None, cuts: RefitCuts) -> Any:
+def one_by_one(
+    pairs: Pairs, planes: Planes, values: Floats, mass: MassConstraint | None, cuts: RefitCuts
+) -> Any:
     return together(contributions(pairs.tracks, pairs.pairs, planes, values, mass, cuts))
 
 
@@ -463,7 +465,13 @@ def test_bad_input() -> None:
         refit_pairs(tracks, pairs.pairs, BARREL_PLANES, np.zeros((3, 4)))
     with pytest.raises(InputError, match="u: the shape of module"):
         next(contributions(replace(tracks, u=tracks.u[:, 1:]), pairs.pairs, BARREL_PLANES))
-    for change in ({"sigma": 0.0}, {"target": -1.0}, {"window": (3.0, 3.0)}, {"robust": 0.0}, {"sigma": math.nan}):
+    for change in (
+        {"sigma": 0.0},
+        {"target": -1.0},
+        {"window": (3.0, 3.0)},
+        {"robust": 0.0},
+        {"sigma": math.nan},
+    ):
         mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="mass: target, sigma and robust"):
             next(contributions(tracks, pairs.pairs, BARREL_PLANES, mass=mass))
