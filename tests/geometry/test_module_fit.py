@@ -1,0 +1,224 @@
+"""From simulated pairs to corrections: the momentum scale is better after it, and the fit stops when it should."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from musclecal.errors import InputError
+from musclecal.geometry.block_matrix import block_times
+from musclecal.geometry.detector import barrel_tracker, planes_of
+from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.misalignment import Misalignment, misaligned
+from musclecal.geometry.modes import no_modes
+from musclecal.geometry.module_fit import (
+    ModuleModel,
+    detector_fingerprint,
+    fit_modules,
+    gen_masses,
+    mass_constraint,
+    module_model,
+    module_sums,
+)
+from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
+from musclecal.geometry.pair_refit import contributions, refit_pairs
+from musclecal.geometry.simulate import simulate_pairs, track_maker
+from musclecal.records import Floats, MassConstraint, ModuleSums, PairRefits, Pairs
+from musclecal.resonances import resonance
+from musclecal.simulate import SimulationSettings
+
+FIELD, BARREL = solenoid_map(), barrel_tracker()
+PLANES = planes_of(BARREL, FIELD)
+JPSI = SimulationSettings(resonance("Jpsi"), (3.5, 50.0), (-0.9, 0.9), (2.6, 3.6))
+WINDOW = (2.9, 3.3)
+NOMINAL = np.zeros((BARREL.n_units, 4))
+TRUTH = misaligned(BARREL, 4)
+ETA = np.linspace(-0.8, 0.8, 9)
+
+
+def simulated(truth: Floats, n: int, seed: int) -> Pairs:
+    (pairs,) = simulate_pairs(track_maker(BARREL, FIELD, truth), JPSI, n, seed, beam_spot=(0.0015, 0.0015, 2.0))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def data() -> Pairs:
+    return simulated(TRUTH, 4000, 1)
+
+
+@pytest.fixture(scope="module")
+def mass() -> MassConstraint:
+    """From a simulation of the nominal detector."""
+    nominal = simulated(NOMINAL, 4000, 2)
+    return mass_constraint(refit_pairs(nominal.tracks, nominal.pairs, PLANES), gen_masses(nominal), WINDOW)
+
+
+def bias(assumed: Floats) -> MomentumBias:
+    return momentum_bias(BARREL, FIELD, TRUTH, assumed, 10.0, ETA, 16)
+
+
+def fitted(data: Pairs, mass: MassConstraint | None) -> MomentumBias:
+    def summed(values: Floats) -> ModuleSums:
+        return module_sums([data], BARREL, PLANES, values, mass)
+
+    *_, last = fit_modules(summed, module_model(BARREL), most_passes=2)
+    assert last.corrections.chi2 / last.corrections.ndf == pytest.approx(1.0, abs=0.05)
+    assert last.sums.n_pairs > 3000
+    return bias(last.corrections.values)
+
+
+def test_the_mass_takes_the_even_bias_off(data: Pairs, mass: MassConstraint) -> None:
+    """At least three times smaller with the mass; without it, nothing fixes the momentum scale."""
+    before, with_mass, without = bias(NOMINAL), fitted(data, mass), fitted(data, None)
+    assert before.even_rms > 5e-4
+    assert with_mass.even_rms < before.even_rms / 3.0
+    assert without.even_rms > before.even_rms / 3.0
+    assert without.even_rms > 2.0 * with_mass.even_rms
+
+
+def test_true_masses_are_after_radiation(data: Pairs) -> None:
+    masses = gen_masses(data)
+    assert np.median(masses) == pytest.approx(3.0969, abs=3e-3)
+    assert 0.02 < np.mean(masses < 3.05) < 0.3
+    assert masses.max() < 3.11
+    with pytest.raises(InputError, match="truth"):
+        gen_masses(replace(data, tracks=replace(data.tracks, truth=None)))
+
+
+def test_target_and_width_are_those_of_true_masses_in_the_window() -> None:
+    rng, n = np.random.default_rng(1), 1000
+    masses = rng.uniform(2.0, 4.0, n)
+    status = (rng.random(n) < 0.2).astype(np.int8)
+    gen = rng.normal(3.08, 0.03, n)
+    nothing = np.zeros(n)
+    refits = PairRefits(np.zeros((n, 9)), np.zeros((n, 9, 9)), masses, nothing, nothing, nothing.astype(int), status,
+                        status)  # fmt: skip
+    found = mass_constraint(refits, gen, (2.9, 3.3), 2.5)
+    inside = gen[(status == 0) & (masses >= 2.9) & (masses < 3.3)]
+    assert (found.target, found.sigma) == pytest.approx((inside.mean(), inside.std()))
+    assert (found.window, found.robust) == ((2.9, 3.3), 2.5)
+    with pytest.raises(InputError, match="too few"):
+        mass_constraint(refits, gen, (2.9, 2.92))
+
+
+def test_sums_do_not_depend_on_chunks_and_threads(
+    data: Pairs, mass: MassConstraint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, done = data.select(np.arange(900)), list[int]()
+    whole = module_sums([some], BARREL, PLANES, 0.5 * TRUTH, mass)
+    monkeypatch.setenv("MUSCLECAL_THREADS", "3")
+    chunks = [some.select(np.arange(300 * i, 300 * (i + 1))) for i in range(3)]
+    parts = module_sums(chunks, BARREL, PLANES, 0.5 * TRUTH, mass, progress=done.append)
+    assert done == [300, 600, 900]
+    for name in ("first", "columns", "blocks", "vector", "uses", "values"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+    assert (whole.n_pairs, whole.chi2, whole.ndf) == (parts.n_pairs, parts.chi2, parts.ndf)
+    np.testing.assert_array_equal(whole.values, 0.5 * TRUTH)
+    assert whole.detector == detector_fingerprint(BARREL)
+
+
+def test_sums_are_those_of_the_contributions(data: Pairs, mass: MassConstraint) -> None:
+    few = data.select(np.arange(60))
+    sums = module_sums([few], BARREL, PLANES, NOMINAL, mass)
+    vector, chi2, ndf, n = np.zeros_like(NOMINAL), 0.0, 0, 0
+    (part,) = contributions(few.tracks, few.pairs, PLANES, NOMINAL, mass)
+    for e in np.flatnonzero(part.good):
+        size = int(np.sum(part.units[e] >= 0))
+        np.add.at(vector, part.units[e, :size], part.vector[e, : 4 * size].reshape(size, 4))
+        chi2, ndf, n = chi2 + part.chi2[e], ndf + part.ndf[e], n + 1
+    np.testing.assert_allclose(sums.vector, vector, rtol=1e-10, atol=1e-8)
+    assert (sums.chi2, sums.ndf, sums.n_pairs) == (pytest.approx(chi2), ndf, n)
+
+
+def test_chi2_of_the_sums_is_that_of_fits_elsewhere(data: Pairs, mass: MassConstraint) -> None:
+    """chi2 - 2 g d + d C d is the chi2, mass row included, of fits at the parameters moved by d."""
+    few = data.select(np.arange(40))
+    everywhere = replace(mass, window=(2.0, 4.0), sigma=0.01)
+    here = module_sums([few], BARREL, PLANES, TRUTH, everywhere)
+    change = np.zeros_like(TRUTH)
+    change[:, 2] = 2e-3
+    there = module_sums([few], BARREL, PLANES, TRUTH + change, everywhere)
+    assert here.n_pairs == there.n_pairs
+    bent = block_times(here, change[:, :, None], 1)[:, :, 0]
+    expected = here.chi2 - 2.0 * np.sum(here.vector * change) + np.sum(change * bent)
+    assert abs(there.chi2 - here.chi2) > 1.0
+    assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.05)
+
+
+def linear(problems: SimpleNamespace, truth: Floats, drift: float) -> Callable[[Floats], ModuleSums]:
+    """Sums of a linear problem, whose truth is ``drift`` times as far at every call."""
+    calls = []
+
+    def summed(values: Floats) -> ModuleSums:
+        at = truth * drift ** len(calls)
+        calls.append(values)
+        chunk = problems.pairs(at, 200, np.random.default_rng(1), noise=0.0, point=values)
+        sums: ModuleSums = problems.sums_of(chunk, *truth.shape, values=values)
+        return sums
+
+    return summed
+
+
+def test_passes_end_when_nothing_moves(problems: SimpleNamespace) -> None:
+    truth = np.random.default_rng(5).normal(size=(12, 4))
+    kinds = np.tile(np.array([1, 2, 4, 5], np.int8), (12, 1))
+    model = ModuleModel(kinds, np.full((12, 4), 10.0), no_modes(12, 4))
+    passes = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, moved=0.01))
+    assert len(passes) == 2
+    assert passes[0].moved == pytest.approx(np.abs(truth).max() / 10.0, rel=1e-2)
+    assert passes[1].moved < 1e-6
+    np.testing.assert_allclose(passes[1].corrections.values, truth, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(passes[1].sums.values, passes[0].corrections.values)
+    # The prior pulls on the whole, not on the change: it does not wear off from pass to pass
+    np.testing.assert_allclose(passes[1].corrections.values, passes[0].corrections.values, rtol=1e-6)
+    once = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, moved=1.0))
+    assert len(once) == 1
+    wandering = list(fit_modules(linear(problems, truth, 1.5), model, most_passes=4, moved=0.01))
+    assert len(wandering) == 4
+
+
+def test_known_parameters_do_not_count_as_moved(problems: SimpleNamespace) -> None:
+    truth = np.random.default_rng(5).normal(size=(12, 4))
+    truth[:, 3] = 0.0
+    kinds = np.tile(np.array([1, 2, 4, 0], np.int8), (12, 1))
+    widths = np.tile([10.0, 10.0, 10.0, 0.0], (12, 1))
+    model = ModuleModel(kinds, widths, no_modes(12, 4))
+    passes = list(fit_modules(linear(problems, truth, 1.0), model, moved=0.01))
+    assert len(passes) == 2
+    assert np.isfinite(passes[0].moved)
+    np.testing.assert_array_equal(passes[1].corrections.values[:, 3], 0.0)
+
+
+def test_the_model_of_a_detector() -> None:
+    model, bare = module_model(BARREL), module_model(BARREL, mode_widths=None)
+    assert model.kinds.shape == model.widths.shape == (BARREL.n_units, 4)
+    assert len(model.modes.names) > 10
+    assert bare.modes.names == ()
+    np.testing.assert_array_equal(model.widths > 0.0, model.kinds > 0)
+    assert module_model(BARREL, n_slots=6).kinds.shape == (BARREL.n_units, 6)
+
+
+def test_a_fingerprint_is_that_of_the_numbers() -> None:
+    assert detector_fingerprint(barrel_tracker()) == detector_fingerprint(BARREL)
+    moved = BARREL.centre.copy()
+    moved[5, 1] = np.nextafter(moved[5, 1], np.inf)
+    assert detector_fingerprint(replace(BARREL, centre=moved)) != detector_fingerprint(BARREL)
+    assert detector_fingerprint(replace(BARREL, field_map="other")) != detector_fingerprint(BARREL)
+    assert detector_fingerprint(BARREL).startswith("barrel ")
+
+
+@pytest.mark.slow
+def test_a_shift_that_is_really_there_is_found() -> None:
+    """Only random shifts: parameters with many hits are recovered with pulls of one."""
+    truth = misaligned(BARREL, 8, Misalignment.none(pixel_u=0.002, pixel_v=0.003, strip_u=0.003, strip_v=0.003))
+    pairs = simulated(truth, 4000, 5)
+    model = module_model(BARREL)
+    (only,) = fit_modules(lambda values: module_sums([pairs], BARREL, PLANES, values), model, most_passes=1)
+    pull = (only.corrections.values - truth) / np.where(only.corrections.sigma > 0, only.corrections.sigma, np.inf)
+    for slot in (0, 1):
+        well = (only.corrections.uses > 100) & (model.kinds[:, slot] > 0)
+        assert well.sum() > 50
+        assert np.sqrt(np.mean(pull[well, slot] ** 2)) == pytest.approx(1.0, abs=0.35)
+        assert np.corrcoef(only.corrections.values[well, slot], truth[well, slot])[0, 1] > 0.8
