@@ -152,6 +152,7 @@ def test_corrected_muons_are_nearer_to_their_truth(finished: Campaign) -> None:
     for name in ("data", "raw"):
         events = events_of(finished.output / "samples" / f"{name}.parquet")
         assert events.gen_plus is not None
+        assert events.plus.pt_err is not None
         assert len(events) == 1500
         off[name] = events.plus.pt / events.gen_plus.pt - 1.0, events.plus.pt_err / events.plus.pt
     (corrected, error), (raw, _) = off["data"], off["raw"]

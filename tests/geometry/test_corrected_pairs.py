@@ -87,8 +87,9 @@ def test_true_muons_and_event_numbers_go_with_them(hits: SimpleNamespace) -> Non
     assert events.gen_minus.eta == pytest.approx(np.arctanh(np.sin(truth[:, 1])), abs=1e-12)
     assert events.gen_mass is not None
     signal = ~hits.pairs.is_background
-    assert np.array_equal(events.extra["is_background"] > 0.5, hits.pairs.is_background)
+    assert events.extra["is_background"].tolist() == hits.pairs.is_background.tolist()
     assert np.median(events.gen_mass[signal]) == pytest.approx(3.0969, abs=1e-3)
+    assert events.event is not None
     assert np.array_equal(events.event, hits.pairs.tracks.event[hits.pairs.pairs[:, 0]])
 
 
