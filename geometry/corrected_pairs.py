@@ -37,7 +37,7 @@ def corrected_events(
 def corrected_pairs(
     pairs: Pairs, planes: Planes, corrections: Floats | None = None, cuts: RefitCuts = DEFAULT_CUTS
 ) -> DimuonEvents:
-    """One event a pair, with generator-level muons where the tracks have their truth.
+    """One event a pair, with generator-level muons where the tracks have their truth; run and lumi, unknown, are 1.
 
     A muon whose track has no fit, or one that bends the other way than its charge says, has nan as pT: readers of the
     events drop and count it. chi2/ndf is among the further columns, as ``chi2_ndf_plus`` and ``_minus``.
@@ -62,6 +62,8 @@ def corrected_pairs(
         muons.select(minus),
         None if truth is None else truth.select(plus),
         None if truth is None else truth.select(minus),
+        run=np.ones(n, dtype=np.int64),
+        lumi=np.ones(n, dtype=np.int64),
         event=tracks.event[plus],
         extra=extra,
     )

@@ -105,6 +105,16 @@ class ModulesConfig(Table):
     """Where the detector of simulated data is."""
 
     @model_validator(mode="after")
+    def _detector(self) -> "ModulesConfig":
+        if self.detector not in ("cms", "barrel") and not self.detector.endswith((".parquet", ".json")):
+            raise ValueError(
+                f"detector: {self.detector!r} is neither cms nor barrel, nor a .parquet or .json file"
+            )
+        if self.field != "solenoid" and not self.field.endswith(".json"):
+            raise ValueError(f"field: {self.field!r} is neither solenoid nor a .json file")
+        return self
+
+    @model_validator(mode="after")
     def _sources(self) -> "ModulesConfig":
         if sum([bool(self.hits), self.simulate is not None, bool(self.sums)]) != 1:
             raise ValueError("give one of hits, a simulate table, or sums")

@@ -30,8 +30,8 @@ from musclecal.export.folder import export_folder
 from musclecal.samples import write_scale
 
 COMMANDS = (
-    "simulate", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate", "joint",
-    "export", "validate", "apply", "diff", "merge", "report", "run", "init", "draw",
+    "simulate", "modules", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate",
+    "joint", "export", "validate", "apply", "diff", "merge", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",

@@ -92,10 +92,6 @@ class ModuleStages(Inputs):
         name = self._modules.detector
         if name in built_in:
             return built_in[name]()
-        if not name.endswith((".parquet", ".json")):
-            raise InputError(
-                f"modules.detector: {name!r} is neither cms nor barrel, nor a .parquet or .json file"
-            )
         return read_detector(self.folder / name)
 
     @cached_property
@@ -232,16 +228,22 @@ class ModuleStages(Inputs):
         chunks = (
             self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
         )
-        refits, masses = [], []
-        for pairs in self._counted(chunks, None if table is None else table.pairs):
-            kept = pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
-            refits.append(refit_pairs(kept.tracks, kept.pairs, self._planes, None, self._cuts))
-            masses.append(gen_masses(kept))
         try:
-            found = mass_constraint(refits, masses, self._window, robust)
-        except (InputError, ValueError) as error:
+            found = self._mass_of(self._counted(chunks, None if table is None else table.pairs), robust)
+        except InputError as error:
             raise InputError(f"modules.reference: {error}") from None
         save(output, found)
+
+    def _mass_of(self, chunks: Iterable[Pairs], robust: float) -> MassConstraint:
+        """Target and width, from simulated pairs."""
+        refits, masses = [], []
+        for pairs in chunks:
+            kept = pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
+            masses.append(gen_masses(kept))
+            refits.append(refit_pairs(kept.tracks, kept.pairs, self._planes, None, self._cuts))
+        if not refits:
+            raise InputError("no pairs of tracks")
+        return mass_constraint(refits, masses, self._window, robust)
 
     # Sums
 

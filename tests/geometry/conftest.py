@@ -153,14 +153,19 @@ def _rows_by_hand(
     kicks = out.derivative[kept][:, 6 : 6 + 2 * size]
     V = np.diag(sigma[kept] ** 2) + kicks @ np.diag(out.variance.ravel()) @ kicks.T
     one = np.eye(len(local))
-    A = [
-        slope(lambda h, k=k: predicted(local + h * one[k], values), LOCAL_STEPS[k]) for k in range(len(local))
-    ]
+
+    def along_local(k: int) -> Floats:
+        return slope(lambda h: predicted(local + h * one[k], values), LOCAL_STEPS[k])
+
+    def along(direction: Floats, step: float) -> Floats:
+        return slope(lambda h: predicted(local, values + h * direction), step)
+
+    A = [along_local(k) for k in range(len(local))]
     units, G = planes.unit[modules], []
     units = units[np.insert(np.diff(units) != 0, 0, True)]
     for unit in units:
         for slot in range(values.shape[1]):
             direction = np.zeros_like(values)
             direction[unit, slot] = 1.0
-            G.append(slope(lambda h, d=direction: predicted(local, values + h * d), SLOT_STEPS[slot]))
+            G.append(along(direction, SLOT_STEPS[slot]))
     return Rows(r, V, np.array(A).T[kept], np.array(G).T[kept], units)

@@ -41,6 +41,8 @@ ALL = RefitCuts(hit_chi2=math.inf, most_rejected=0, chi2_per_ndf=math.inf, gradi
 WINDOW = (2.9, 3.3)
 MISALIGNED = misaligned(BARREL, 4)
 
+EFFECTS = DetectorEffects()
+
 
 def settings(detector: Detector, **changes: Any) -> SimulationSettings:
     eta = (-0.9, 0.9) if detector is BARREL else (-2.4, 2.4)
@@ -49,7 +51,7 @@ def settings(detector: Detector, **changes: Any) -> SimulationSettings:
 
 def simulated(
     n: int, seed: int, truth: Floats = MISALIGNED, *, detector: Detector = BARREL, field: FieldMap = FIELD,
-    effects: DetectorEffects = DetectorEffects(), spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
+    effects: DetectorEffects = EFFECTS, spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
     **changes: Any,
 ) -> Pairs:  # fmt: skip
     """J/psi with radiation in the misaligned detector."""
@@ -233,8 +235,8 @@ def test_contributions_are_those_of_dense_algebra(
         assert found.chi2[n] == pytest.approx(chi2, rel=1e-6)
         assert found.ndf[n] == free.ndf[n] + (1 if with_mass else 0)
         size = len(g)
-        above = np.repeat(np.arange(len(units)), n_slots)
-        above = above[:, None] <= above[None, :]
+        block = np.repeat(np.arange(len(units)), n_slots)
+        above = block[:, None] <= block[None, :]
         scale = np.sqrt(np.diag(C)) + 1e-12
         close = (found.matrix[n, :size, :size] - C) / np.outer(scale, scale)
         np.testing.assert_allclose(close[above], 0.0, rtol=0, atol=3e-4)
@@ -292,7 +294,7 @@ def check_score(detector: Detector, planes: Planes, truth: Floats, n: int) -> No
     # Target and width from other pairs
     other = simulated(max(n, 5000), 77, truth, detector=detector)
     theirs = refit_pairs(other.tracks, other.pairs, planes, truth)
-    mass = mass_constraint(theirs, gen_masses(other), WINDOW)
+    mass = mass_constraint([theirs], [gen_masses(other)], WINDOW)
     assert np.mean(refits.status == CONVERGED) > 0.999
     parts: list[tuple[Floats, Floats]] = []
     for part in contributions(pairs.tracks, pairs.pairs, planes, truth, mass):
@@ -410,8 +412,8 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(one.units[one.good], other.units[one.good])
     for n in np.flatnonzero(one.good):
         size = 4 * int(np.sum(one.units[n] >= 0))
-        above = np.arange(size) // 4
-        above = above[:, None] <= above[None, :]
+        block = np.arange(size) // 4
+        above = block[:, None] <= block[None, :]
         np.testing.assert_array_equal(one.vector[n, :size], other.vector[n, :size])
         np.testing.assert_array_equal(
             one.matrix[n, :size, :size][above], other.matrix[n, :size, :size][above]
@@ -472,7 +474,7 @@ def test_bad_input() -> None:
         {"robust": 0.0},
         {"sigma": math.nan},
     ):
-        mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)  # type: ignore[arg-type]
+        mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)
         with pytest.raises(InputError, match="mass: target, sigma and robust"):
             next(contributions(tracks, pairs.pairs, BARREL_PLANES, mass=mass))
     assert list(contributions(tracks, pairs.pairs[:0], BARREL_PLANES)) == []

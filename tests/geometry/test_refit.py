@@ -81,7 +81,7 @@ def off_truth(refits: Refits, tracks: Tracks) -> Floats:
 def pulls(refits: Refits, tracks: Tracks) -> Floats:
     """(n, 5), all tracks fitted."""
     np.testing.assert_array_equal(refits.status, CONVERGED)
-    return off_truth(refits, tracks) / np.sqrt(np.einsum("nii->ni", refits.covariance))
+    return np.asarray(off_truth(refits, tracks) / np.sqrt(np.einsum("nii->ni", refits.covariance)))
 
 
 @pytest.mark.parametrize("n_slots", [4, 6])
@@ -301,8 +301,8 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("local", "covariance", "chi2", "ndf", "status", "rejected"):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
         np.testing.assert_array_equal(getattr(results[0], name)[part], getattr(few, name))
-    for whole, some in zip(jacobians, of_few, strict=True):
-        np.testing.assert_array_equal(whole[part], some)
+    for of_all, some in zip(jacobians, of_few, strict=True):
+        np.testing.assert_array_equal(np.asarray(of_all)[part], some)
 
 
 def test_the_hits_are_left_as_they_are() -> None:
