@@ -127,7 +127,12 @@ SLOT_STEPS = np.array([1e-4, 1e-4, 1e-4, 1e-3, 1e-4, 1e-5])
 
 
 def _rows_by_hand(
-    tracks: Tracks, n: int, planes: Planes, values: Floats, start_of: Callable[[Floats], Floats], local: Floats
+    tracks: Tracks,
+    n: int,
+    planes: Planes,
+    values: Floats,
+    start_of: Callable[[Floats], Floats],
+    local: Floats,
 ) -> Rows:
     """Of track ``n`` at its parameters ``local``, of which ``start_of`` makes the start (6,)."""
     modules = tracks.module[n][tracks.module[n] >= 0].copy()
@@ -157,7 +162,5 @@ def _rows_by_hand(
         for slot in range(values.shape[1]):
             direction = np.zeros_like(values)
             direction[unit, slot] = 1.0
-            G.append(
-                slope(lambda h, d=direction: predicted(local, values + h * d), SLOT_STEPS[slot])
-            )
+            G.append(slope(lambda h, d=direction: predicted(local, values + h * d), SLOT_STEPS[slot]))
     return Rows(r, V, np.array(A).T[kept], np.array(G).T[kept], units)

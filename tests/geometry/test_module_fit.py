@@ -39,7 +39,9 @@ ETA = np.linspace(-0.8, 0.8, 9)
 
 
 def simulated(truth: Floats, n: int, seed: int) -> Pairs:
-    (pairs,) = simulate_pairs(track_maker(BARREL, FIELD, truth), JPSI, n, seed, beam_spot=(0.0015, 0.0015, 2.0))
+    (pairs,) = simulate_pairs(
+        track_maker(BARREL, FIELD, truth), JPSI, n, seed, beam_spot=(0.0015, 0.0015, 2.0)
+    )
     return pairs
 
 
@@ -82,7 +84,7 @@ def test_true_masses_are_after_radiation(data: Pairs) -> None:
     masses = gen_masses(data)
     assert np.median(masses) == pytest.approx(3.0969, abs=3e-3)
     assert 0.02 < np.mean(masses < 3.05) < 0.3
-    assert masses.max() < 3.11
+    assert np.quantile(masses, 0.995) < 3.1
     with pytest.raises(InputError, match="truth"):
         gen_masses(replace(data, tracks=replace(data.tracks, truth=None)))
 
@@ -138,13 +140,13 @@ def test_chi2_of_the_sums_is_that_of_fits_elsewhere(data: Pairs, mass: MassConst
     everywhere = replace(mass, window=(2.0, 4.0), sigma=0.01)
     here = module_sums([few], BARREL, PLANES, TRUTH, everywhere)
     change = np.zeros_like(TRUTH)
-    change[:, 2] = 2e-3
+    change[:, :2] = 1e-3 * np.random.default_rng(3).normal(size=(len(TRUTH), 2))
     there = module_sums([few], BARREL, PLANES, TRUTH + change, everywhere)
     assert here.n_pairs == there.n_pairs
     bent = block_times(here, change[:, :, None], 1)[:, :, 0]
     expected = here.chi2 - 2.0 * np.sum(here.vector * change) + np.sum(change * bent)
-    assert abs(there.chi2 - here.chi2) > 1.0
-    assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.05)
+    assert abs(there.chi2 - here.chi2) > 100.0
+    assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.02)
 
 
 def linear(problems: SimpleNamespace, truth: Floats, drift: float) -> Callable[[Floats], ModuleSums]:
@@ -212,11 +214,15 @@ def test_a_fingerprint_is_that_of_the_numbers() -> None:
 @pytest.mark.slow
 def test_a_shift_that_is_really_there_is_found() -> None:
     """Only random shifts: parameters with many hits are recovered with pulls of one."""
-    truth = misaligned(BARREL, 8, Misalignment.none(pixel_u=0.002, pixel_v=0.003, strip_u=0.003, strip_v=0.003))
+    truth = misaligned(
+        BARREL, 8, Misalignment.none(pixel_u=0.002, pixel_v=0.003, strip_u=0.003, strip_v=0.003)
+    )
     pairs = simulated(truth, 4000, 5)
     model = module_model(BARREL)
     (only,) = fit_modules(lambda values: module_sums([pairs], BARREL, PLANES, values), model, most_passes=1)
-    pull = (only.corrections.values - truth) / np.where(only.corrections.sigma > 0, only.corrections.sigma, np.inf)
+    pull = (only.corrections.values - truth) / np.where(
+        only.corrections.sigma > 0, only.corrections.sigma, np.inf
+    )
     for slot in (0, 1):
         well = (only.corrections.uses > 100) & (model.kinds[:, slot] > 0)
         assert well.sum() > 50

@@ -283,7 +283,8 @@ def test_noise_hits_are_taken_out() -> None:
     assert width(kept)[1] < 3e-3
     assert width(all_of_them)[0] > 3.0
     assert 0.1 < np.mean(kept.rejected > 0) < 0.5
-    assert np.mean(kept.status != CONVERGED) < 2e-3
+    # A coordinate that is hundreds of sigma off keeps the steps from their end: it is taken out all the same
+    assert np.mean(kept.status != CONVERGED) < 5e-4
     clean = refit_tracks(simulated(5000, 13), CMS_PLANES, MISALIGNED)
     assert clean.rejected.sum() <= 2
 

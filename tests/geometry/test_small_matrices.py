@@ -64,4 +64,6 @@ def test_scales_of_many_orders_of_magnitude() -> None:
     factor, inverse = matrix.copy(), np.empty((5, 5))
     assert cholesky(factor, 5)
     inverse_of(factor, 5, inverse)
-    np.testing.assert_allclose((inverse * np.outer(scale, scale)) @ positive(5), np.eye(5), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        (inverse * np.outer(scale, scale)) @ positive(5), np.eye(5), rtol=0, atol=1e-10
+    )
