@@ -39,6 +39,7 @@ BARREL_PLANES, EVEN_PLANES, CMS_PLANES = (
 EXACT = RefitCuts(1e-12, math.inf, 0, math.inf, math.inf)
 ALL = RefitCuts(hit_chi2=math.inf, most_rejected=0, chi2_per_ndf=math.inf, gradient=math.inf)
 WINDOW = (2.9, 3.3)
+USUAL = DetectorEffects()
 MISALIGNED = misaligned(BARREL, 4)
 
 
@@ -49,7 +50,7 @@ def settings(detector: Detector, **changes: Any) -> SimulationSettings:
 
 def simulated(
     n: int, seed: int, truth: Floats = MISALIGNED, *, detector: Detector = BARREL, field: FieldMap = FIELD,
-    effects: DetectorEffects = DetectorEffects(), spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
+    effects: DetectorEffects = USUAL, spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
     **changes: Any,
 ) -> Pairs:  # fmt: skip
     """J/psi with radiation in the misaligned detector."""
@@ -232,8 +233,8 @@ def test_contributions_are_those_of_dense_algebra(
         assert found.chi2[n] == pytest.approx(chi2, rel=1e-6)
         assert found.ndf[n] == free.ndf[n] + (1 if with_mass else 0)
         size = len(g)
-        above = np.repeat(np.arange(len(units)), n_slots)
-        above = above[:, None] <= above[None, :]
+        place = np.repeat(np.arange(len(units)), n_slots)
+        above = place[:, None] <= place[None, :]
         scale = np.sqrt(np.diag(C)) + 0.01
         close = (found.matrix[n, :size, :size] - C) / np.outer(scale, scale)
         # That a plane moved along its normal takes the energy elsewhere is not in the derivatives
@@ -321,7 +322,7 @@ def test_score_at_the_truth_in_the_whole_tracker() -> None:
 
 def test_far_masses_count_less_if_asked_for() -> None:
     """Beyond two standard deviations the weight falls as 1/distance (Huber): a width, found by hand, does the same."""
-    pairs = simulated(400, 9, effects=DetectorEffects())
+    pairs = simulated(400, 9)
     refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
     usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
     far = np.abs(refits.mass - usual.target) / np.hypot(refits.mass_sigma, usual.sigma)
@@ -411,8 +412,8 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(one.units[one.good], other.units[one.good])
     for n in np.flatnonzero(one.good):
         size = 4 * int(np.sum(one.units[n] >= 0))
-        above = np.arange(size) // 4
-        above = above[:, None] <= above[None, :]
+        place = np.arange(size) // 4
+        above = place[:, None] <= place[None, :]
         np.testing.assert_array_equal(one.vector[n, :size], other.vector[n, :size])
         np.testing.assert_array_equal(
             one.matrix[n, :size, :size][above], other.matrix[n, :size, :size][above]
@@ -473,7 +474,7 @@ def test_bad_input() -> None:
         {"robust": 0.0},
         {"sigma": math.nan},
     ):
-        mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)  # type: ignore[arg-type]
+        mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)
         with pytest.raises(InputError, match="mass: target, sigma and robust"):
             next(contributions(tracks, pairs.pairs, BARREL_PLANES, mass=mass))
     assert list(contributions(tracks, pairs.pairs[:0], BARREL_PLANES)) == []
