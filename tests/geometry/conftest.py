@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,6 +144,12 @@ def _rows_by_hand(
         assert trace(start_of(local), np.eye(6), modules, size, planes, values, False, out) == TRACED
         return out.predicted.copy()
 
+    def moved_local(direction: Floats, h: float) -> Floats:
+        return predicted(local + h * direction, values)
+
+    def moved_values(direction: Floats, h: float) -> Floats:
+        return predicted(local, values + h * direction)
+
     def slope(f: Callable[[float], Floats], step: float) -> Floats:
         return (f(step) - f(-step)) / (2.0 * step)
 
@@ -153,19 +160,12 @@ def _rows_by_hand(
     kicks = out.derivative[kept][:, 6 : 6 + 2 * size]
     V = np.diag(sigma[kept] ** 2) + kicks @ np.diag(out.variance.ravel()) @ kicks.T
     one = np.eye(len(local))
-
-    def along_local(k: int) -> Floats:
-        return slope(lambda h: predicted(local + h * one[k], values), LOCAL_STEPS[k])
-
-    def along(direction: Floats, step: float) -> Floats:
-        return slope(lambda h: predicted(local, values + h * direction), step)
-
-    A = [along_local(k) for k in range(len(local))]
+    A = [slope(partial(moved_local, one[k]), LOCAL_STEPS[k]) for k in range(len(local))]
     units, G = planes.unit[modules], []
     units = units[np.insert(np.diff(units) != 0, 0, True)]
     for unit in units:
         for slot in range(values.shape[1]):
             direction = np.zeros_like(values)
             direction[unit, slot] = 1.0
-            G.append(along(direction, SLOT_STEPS[slot]))
+            G.append(slope(partial(moved_values, direction), SLOT_STEPS[slot]))
     return Rows(r, V, np.array(A).T[kept], np.array(G).T[kept], units)

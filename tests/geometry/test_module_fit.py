@@ -85,7 +85,7 @@ def test_true_masses_are_after_radiation(data: Pairs) -> None:
     masses = gen_masses(data)
     assert np.median(masses) == pytest.approx(3.0969, abs=3e-3)
     assert 0.02 < np.mean(masses < 3.05) < 0.3
-    assert masses.max() < 3.11
+    assert np.quantile(masses, 0.99) < 3.1
     with pytest.raises(InputError, match="truth"):
         gen_masses(replace(data, tracks=replace(data.tracks, truth=None)))
 
@@ -151,13 +151,13 @@ def test_chi2_of_the_sums_is_that_of_fits_elsewhere(data: Pairs, mass: MassConst
     everywhere = replace(mass, window=(2.0, 4.0), sigma=0.01)
     here = module_sums([few], BARREL, PLANES, TRUTH, everywhere)
     change = np.zeros_like(TRUTH)
-    change[:, 2] = 2e-3
+    change[:, :2] = 1e-3 * np.random.default_rng(3).normal(size=(len(TRUTH), 2))
     there = module_sums([few], BARREL, PLANES, TRUTH + change, everywhere)
     assert here.n_pairs == there.n_pairs
     bent = block_times(here, change[:, :, None], 1)[:, :, 0]
     expected = here.chi2 - 2.0 * np.sum(here.vector * change) + np.sum(change * bent)
-    assert abs(there.chi2 - here.chi2) > 1.0
-    assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.05)
+    assert abs(there.chi2 - here.chi2) > 100.0
+    assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.02)
 
 
 def linear(problems: SimpleNamespace, truth: Floats, drift: float) -> Callable[[Floats], ModuleSums]:

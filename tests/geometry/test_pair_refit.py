@@ -39,9 +39,8 @@ BARREL_PLANES, EVEN_PLANES, CMS_PLANES = (
 EXACT = RefitCuts(1e-12, math.inf, 0, math.inf, math.inf)
 ALL = RefitCuts(hit_chi2=math.inf, most_rejected=0, chi2_per_ndf=math.inf, gradient=math.inf)
 WINDOW = (2.9, 3.3)
+USUAL = DetectorEffects()
 MISALIGNED = misaligned(BARREL, 4)
-
-EFFECTS = DetectorEffects()
 
 
 def settings(detector: Detector, **changes: Any) -> SimulationSettings:
@@ -51,7 +50,7 @@ def settings(detector: Detector, **changes: Any) -> SimulationSettings:
 
 def simulated(
     n: int, seed: int, truth: Floats = MISALIGNED, *, detector: Detector = BARREL, field: FieldMap = FIELD,
-    effects: DetectorEffects = EFFECTS, spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
+    effects: DetectorEffects = USUAL, spot: tuple[float, float, float] = (0.0015, 0.0015, 2.0),
     **changes: Any,
 ) -> Pairs:  # fmt: skip
     """J/psi with radiation in the misaligned detector."""
@@ -200,17 +199,16 @@ def by_hand(
             G_all[-1][:, muon * sizes[0] : muon * sizes[0] + sizes[muon]] = G
             units += list(rows.units)
         if mass is not None:
-            steps = np.where(np.arange(9) % 3 == 0, 1e-6, 1e-6)
+            step = 1e-6
             slope = [
-                (mass_of(local + s * e) - mass_of(local - s * e)) / (2.0 * s)
-                for s, e in zip(steps, np.eye(9), strict=True)
+                (mass_of(local + step * one) - mass_of(local - step * one)) / (2.0 * step)
+                for one in np.eye(9)
             ]
             r_all.append(np.array([(mass.target - mass_of(local)) / mass.sigma]))
             A_all.append(np.array([slope]) / mass.sigma)
             G_all.append(np.zeros((1, sum(sizes))))
         r, A, G = (np.concatenate(x) for x in (r_all, A_all, G_all))
-        step = np.linalg.lstsq(A, r, rcond=None)[0]
-        local = local + step
+        local = local + np.linalg.lstsq(A, r, rcond=None)[0]
     Q = np.linalg.qr(A)[0]
     projected = G - Q @ (Q.T @ G)
     return projected.T @ projected, projected.T @ r, units, float(r @ r), local
@@ -235,11 +233,12 @@ def test_contributions_are_those_of_dense_algebra(
         assert found.chi2[n] == pytest.approx(chi2, rel=1e-6)
         assert found.ndf[n] == free.ndf[n] + (1 if with_mass else 0)
         size = len(g)
-        block = np.repeat(np.arange(len(units)), n_slots)
-        above = block[:, None] <= block[None, :]
-        scale = np.sqrt(np.diag(C)) + 1e-12
+        place = np.repeat(np.arange(len(units)), n_slots)
+        above = place[:, None] <= place[None, :]
+        scale = np.sqrt(np.diag(C)) + np.tile([0.01, 0.01, 0.01, 0.01, 1.0, 0.01][:n_slots], len(units))
         close = (found.matrix[n, :size, :size] - C) / np.outer(scale, scale)
-        np.testing.assert_allclose(close[above], 0.0, rtol=0, atol=3e-4)
+        # That a plane moved along its normal takes the energy elsewhere is not in the derivatives
+        np.testing.assert_allclose(close[above], 0.0, rtol=0, atol=1e-3 if n_slots == 6 else 1e-4)
         np.testing.assert_allclose((found.vector[n, :size] - g) / scale, 0.0, rtol=0, atol=2e-3)
         assert np.abs(g / scale).max() > 0.5
 
@@ -323,7 +322,7 @@ def test_score_at_the_truth_in_the_whole_tracker() -> None:
 
 def test_far_masses_count_less_if_asked_for() -> None:
     """Beyond two standard deviations the weight falls as 1/distance (Huber): a width, found by hand, does the same."""
-    pairs = simulated(400, 9, effects=DetectorEffects())
+    pairs = simulated(400, 9)
     refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
     usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
     far = np.abs(refits.mass - usual.target) / np.hypot(refits.mass_sigma, usual.sigma)
@@ -390,7 +389,8 @@ def test_noise_hits_are_taken_out() -> None:
     assert widths[0] < 1.15
     assert widths[1] > 2.0
     left = kept.chi2[good] / kept.ndf[good]
-    assert np.mean(left) == pytest.approx(1.0, abs=0.05)
+    assert np.mean(left < RefitCuts().chi2_per_ndf) > 0.99
+    assert np.mean(left[left < RefitCuts().chi2_per_ndf]) == pytest.approx(1.0, abs=0.02)
 
 
 def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,8 +412,8 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(one.units[one.good], other.units[one.good])
     for n in np.flatnonzero(one.good):
         size = 4 * int(np.sum(one.units[n] >= 0))
-        block = np.arange(size) // 4
-        above = block[:, None] <= block[None, :]
+        place = np.arange(size) // 4
+        above = place[:, None] <= place[None, :]
         np.testing.assert_array_equal(one.vector[n, :size], other.vector[n, :size])
         np.testing.assert_array_equal(
             one.matrix[n, :size, :size][above], other.matrix[n, :size, :size][above]

@@ -68,7 +68,7 @@ def simulated(n: int, seed: int, first: int = 1, **effects: Any) -> Tracks:
 
 def wrapped(phi: Floats) -> Floats:
     """Fits do not wrap phi: near +-pi it may be a turn away from the truth."""
-    return (phi + np.pi) % (2.0 * np.pi) - np.pi
+    return np.asarray((phi + np.pi) % (2.0 * np.pi) - np.pi)
 
 
 def off_truth(refits: Refits, tracks: Tracks) -> Floats:
@@ -81,7 +81,8 @@ def off_truth(refits: Refits, tracks: Tracks) -> Floats:
 def pulls(refits: Refits, tracks: Tracks) -> Floats:
     """(n, 5), all tracks fitted."""
     np.testing.assert_array_equal(refits.status, CONVERGED)
-    return np.asarray(off_truth(refits, tracks) / np.sqrt(np.einsum("nii->ni", refits.covariance)))
+    sigma: Floats = np.sqrt(np.einsum("nii->ni", refits.covariance))
+    return off_truth(refits, tracks) / sigma
 
 
 @pytest.mark.parametrize("n_slots", [4, 6])
@@ -200,13 +201,41 @@ def test_pulls() -> None:
 
 @pytest.mark.slow
 def test_pulls_of_many_tracks() -> None:
-    """1e5 tracks: chi2/ndf 1 +- 0.01, widths 1 +- 0.02, means below 0.01."""
-    tracks = simulated(100_000, 21)
-    refits = refit_tracks(tracks, CMS_PLANES, MISALIGNED, ALL_HITS)
-    pull = pulls(refits, tracks)
-    assert refits.chi2.sum() / refits.ndf.sum() == pytest.approx(1.0, abs=0.01)
-    np.testing.assert_allclose(pull.std(axis=0), 1.0, atol=0.02)
-    np.testing.assert_allclose(pull.mean(axis=0), 0.0, atol=0.01)
+    """1e5 tracks: chi2/ndf 1 +- 0.01, widths 1 +- 0.02, means below 0.01; that of q/p below 0.003 at 1e6."""
+    parts, chi2, ndf = [], 0.0, 0
+    for part in range(10):
+        tracks = simulated(100_000, 100 + part, 100 + part)
+        refits = refit_tracks(tracks, CMS_PLANES, MISALIGNED, ALL_HITS)
+        parts.append(pulls(refits, tracks))
+        chi2, ndf = chi2 + float(refits.chi2.sum()), ndf + int(refits.ndf.sum())
+        if part == 0:
+            assert chi2 / ndf == pytest.approx(1.0, abs=0.01)
+            np.testing.assert_allclose(parts[0].std(axis=0), 1.0, atol=0.02)
+            np.testing.assert_allclose(parts[0].mean(axis=0), 0.0, atol=0.01)
+    together = np.concatenate(parts)
+    print("means", together.mean(axis=0), "widths", together.std(axis=0), "chi2/ndf", chi2 / ndf)
+    assert abs(together[:, 0].mean()) < 0.003
+    np.testing.assert_allclose(together.std(axis=0), 1.0, atol=0.005)
+
+
+@pytest.mark.slow
+def test_pulls_by_charge() -> None:
+    """sigma is that at the fitted momentum: where k comes out large, so does sigma, and the mean of q pull is -sigma/k.
+
+    With sigma at the true momentum nothing is left: k itself has no bias.
+    """
+    states = muons(CMS, 100_000, 100)
+    tracks = simulate_tracks(track_maker(CMS, FIELD, MISALIGNED), states, 100)
+    exact = simulate_tracks(track_maker(CMS, FIELD, MISALIGNED, PERFECT), states, 100)
+    refits, at_truth = (refit_tracks(x, CMS_PLANES, MISALIGNED, ALL_HITS) for x in (tracks, exact))
+    off = off_truth(refits, tracks)[:, 0] * tracks.charge
+    fitted, true = np.sqrt(refits.covariance[:, 0, 0]), np.sqrt(at_truth.covariance[:, 0, 0])
+    error = 1.0 / np.sqrt(len(off))
+    print("q pull", np.mean(off / fitted), "with the true sigma", np.mean(off / true), "+-", error)
+    assert np.mean(off / fitted) == pytest.approx(
+        -np.mean(true / np.abs(of_truth(tracks)[:, 0])), abs=4.0 * error + 0.005
+    )
+    assert np.mean(off / true) == pytest.approx(0.0, abs=4.0 * error)
 
 
 @pytest.mark.parametrize("slot", range(6), ids=["u", "v", "field", "material", "w", "gamma"])
@@ -283,14 +312,15 @@ def test_noise_hits_are_taken_out() -> None:
     assert width(kept)[1] < 3e-3
     assert width(all_of_them)[0] > 3.0
     assert 0.1 < np.mean(kept.rejected > 0) < 0.5
-    assert np.mean(kept.status != CONVERGED) < 2e-3
+    # A coordinate that is hundreds of sigma off keeps the steps from their end: it is taken out all the same
+    assert np.mean(kept.status != CONVERGED) < 5e-4
     clean = refit_tracks(simulated(5000, 13), CMS_PLANES, MISALIGNED)
     assert clean.rejected.sum() <= 2
 
 
 def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tracks = simulated(700, 17, noise=0.02)
-    results = []
+    results: list[Refits] = []
     for threads in ("1", "3"):
         monkeypatch.setenv("MUSCLECAL_THREADS", threads)
         results.append(refit_tracks(tracks, CMS_PLANES, MISALIGNED))
@@ -301,8 +331,8 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("local", "covariance", "chi2", "ndf", "status", "rejected"):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
         np.testing.assert_array_equal(getattr(results[0], name)[part], getattr(few, name))
-    for of_all, some in zip(jacobians, of_few, strict=True):
-        np.testing.assert_array_equal(np.asarray(of_all)[part], some)
+    np.testing.assert_array_equal(jacobians[0][part], of_few[0])
+    np.testing.assert_array_equal(jacobians[1][part], of_few[1])
 
 
 def test_the_hits_are_left_as_they_are() -> None:
