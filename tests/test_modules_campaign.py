@@ -27,7 +27,7 @@ from musclecal.geometry.modes import ModeWidths, Widths
 from musclecal.geometry.momentum_bias import MomentumBias
 from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
 from musclecal.module_report import bias_after_scale
-from musclecal.records import DimuonEvents, ModuleSums, Pairs, ScaleParameters
+from musclecal.records import DimuonEvents, MassConstraint, ModuleSums, Pairs, ScaleParameters
 from musclecal.resonances import resonance
 from musclecal.simulate import SimulationSettings
 from musclecal.store import load, save
@@ -134,6 +134,16 @@ def test_the_global_fit_finds_what_is_wrong(finished: Campaign) -> None:
     assert np.std(left - left.mean()) < 0.5 * np.std(truth[pixels, 0])
     # Residuals of the units, without what moves all together.
     assert np.corrcoef(found.values[pixels, 0], truth[pixels, 0])[0, 1] > 0.8
+
+
+def test_the_mass_is_that_after_radiation_in_the_window(finished: Campaign) -> None:
+    """A little below the resonance, and as wide as its radiation, whatever the resolution is."""
+    mass = load(finished.mass_task().output, MassConstraint)
+    line = finished.config.resonance("Jpsi")
+    assert mass.window == line.mass_window
+    assert mass.robust == 3.0
+    assert line.line.mass - 0.010 < mass.target < line.line.mass - 0.001
+    assert 0.005 < mass.sigma < 0.04
 
 
 def test_the_table_holds_what_the_fit_found(finished: Campaign) -> None:
