@@ -253,7 +253,9 @@ def test_the_models_of_the_file_are_those_of_the_fit() -> None:
 @pytest.mark.parametrize("source", ["", "files = ['a']\nsimulate = {events = 5, seed = 1}", "files = []"])
 def test_a_sample_has_files_or_a_simulate_table(tmp_path: Path, source: str) -> None:
     text = f'[campaign]\nname = "a"\n[samples.x]\nresonance = "Jpsi"\nkind = "data"\n{source}\n'
-    assert "samples.x: give either files or a simulate table" in refusal(tmp_path, text)
+    assert "samples.x: give one of files, hits, a simulate table or a simulate_hits table" in refusal(
+        tmp_path, text
+    )
 
 
 def test_a_fast_reference_belongs_to_data(tmp_path: Path) -> None:

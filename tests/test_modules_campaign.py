@@ -27,7 +27,7 @@ from musclecal.geometry.modes import ModeWidths, Widths
 from musclecal.geometry.momentum_bias import MomentumBias
 from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
 from musclecal.module_report import bias_after_scale
-from musclecal.records import DimuonEvents, ModuleSums, Pairs, ScaleParameters
+from musclecal.records import DimuonEvents, MassConstraint, ModuleSums, Pairs, ScaleParameters
 from musclecal.resonances import resonance
 from musclecal.simulate import SimulationSettings
 from musclecal.store import load, save
@@ -134,6 +134,16 @@ def test_the_global_fit_finds_what_is_wrong(finished: Campaign) -> None:
     assert np.std(left - left.mean()) < 0.5 * np.std(truth[pixels, 0])
     # Residuals of the units, without what moves all together.
     assert np.corrcoef(found.values[pixels, 0], truth[pixels, 0])[0, 1] > 0.8
+
+
+def test_the_mass_is_that_after_radiation_in_the_window(finished: Campaign) -> None:
+    """A little below the resonance, and as wide as its radiation, whatever the resolution is."""
+    mass = load(finished.mass_task().output, MassConstraint)
+    line = finished.config.resonance("Jpsi")
+    assert mass.window == line.mass_window
+    assert mass.robust == 3.0
+    assert line.line.mass - 0.010 < mass.target < line.line.mass - 0.001
+    assert 0.005 < mass.sigma < 0.04
 
 
 def test_the_table_holds_what_the_fit_found(finished: Campaign) -> None:
@@ -497,12 +507,17 @@ def test_the_muons_are_calibrated_after_the_modules(tmp_path: Path, command: Com
     """Hits to A, e, M: modules take off most of the bias, the calibration does not make it worse."""
     path = write_demo(tmp_path, with_modules=True)
     text = path.read_text()
-    for written, fewer in (("200_000", "40_000"), ("300_000", "60_000")):
-        text = text.replace(f"pairs = {written}", f"pairs = {fewer}")
+    for written, fewer in (("200_000", "40_000"), ("300_000", "60_000"), ("eta_bins = 8", "eta_bins = 4"),
+                           ("[4.0, 5.5, 8.5, 40.0]", "[4.0, 7.0, 40.0]")):  # fmt: skip
+        assert written in text
+        text = text.replace(written, fewer)
     path.write_text(text)
     report = command("run", path).stdout
-    lines = [line.split() for line in report.splitlines() if " e-5" in line and "after" in line]
-    assert lines
-    assert "after A, e, M" in report
-    even = {" ".join(words[:-3]): float(words[-3]) for words in lines}
-    assert set(even) == {"after modules", "after A, e, M"}
+    lines = [
+        line.rsplit(maxsplit=3) for line in report.splitlines() if line.endswith(" e-5") and "  " in line
+    ]
+    bias = {name.strip(): (float(even), float(odd)) for name, even, odd, _ in lines}
+    assert set(bias) == {"before", "after modules", "after A, e, M"}
+    assert bias["after modules"][0] < 0.4 * bias["before"][0]
+    assert bias["after modules"][1] < 0.5 * bias["before"][1]
+    assert bias["after A, e, M"][0] < 0.4 * bias["before"][0]

@@ -28,6 +28,7 @@ ALLOWED_IN = {
         "validation/plots",
         "validation/closure_plots",
         "validation/diff_plots",
+        "validation/module_plots",
         "validation/propagation_plots",
         "validation/systematic_plots",
     ),
