@@ -223,7 +223,9 @@ def corrected_local(refits: Refits, units: NDArray[np.int32], jacobian: Floats, 
     n_slot = jacobian.shape[2] // units.shape[1]
     if change.ndim != 2 or change.shape[1] != n_slot or len(change) <= units.max(initial=-1):
         raise InputError(f"change: a row of {n_slot} for each unit wanted, got the shape {change.shape}")
-    here = np.where(units[:, :, None] >= 0, change[np.maximum(units, 0)], 0.0).reshape(len(units), jacobian.shape[2])
+    here = np.where(units[:, :, None] >= 0, change[np.maximum(units, 0)], 0.0).reshape(
+        len(units), jacobian.shape[2]
+    )
     return np.asarray(refits.local - np.einsum("nkp,np->nk", jacobian, here))
 
 
