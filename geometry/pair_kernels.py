@@ -222,22 +222,27 @@ def eliminate(
         )
     forward_substitute(matrix, N_PAIR, projected, n_column)
     forward_substitute(matrix, N_PAIR, vector.reshape(N_PAIR, 1), 1)
-    for k in range(N_PAIR):
-        for a in range(n_column):
+    for a in range(n_column):
+        first = (a // n_slot) * n_slot
+        for k in range(N_PAIR):
+            g[a] -= projected[k, a] * vector[k]
+        # Row by row: what is changed nine times stays in the first cache
+        for k in range(N_PAIR):
             factor = projected[k, a]
-            g[a] -= factor * vector[k]
-            for b in range((a // n_slot) * n_slot, n_column):
+            for b in range(max(first, 0), n_column):
                 c[a, b] -= factor * projected[k, b]
     return n_units
 
 
 @innermost
 def _add_parameters(fit: Fit, muon: int, n_slot: int, projected: Floats, c: Floats, g: Floats) -> None:
-    """Add G^T G, G^T r and A^T G of one muon."""
-    n_column = g.size
+    """Add G^T G, G^T r and A^T G of one muon. What is behind a hit does not move it: the rest of its row of G is 0."""
     for row in range(fit.n[0]):
         a_row, r = fit.rows[row], fit.rows[row, _START]
-        g_row = a_row[_START + 1 : _START + 1 + n_column]
+        g_row = a_row[_START + 1 : _START + 1 + g.size]
+        n_column = g.size
+        while n_column > 0 and g_row[n_column - 1] == 0.0:
+            n_column -= 1
         for k in range(_START):
             factor, place = a_row[k], _place(k, muon)
             for b in range(n_column):
@@ -247,5 +252,5 @@ def _add_parameters(fit: Fit, muon: int, n_slot: int, projected: Floats, c: Floa
             if factor == 0.0:
                 continue
             g[a] += factor * r
-            for b in range((a // n_slot) * n_slot, n_column):
+            for b in range(max((a // n_slot) * n_slot, 0), n_column):
                 c[a, b] += factor * g_row[b]

@@ -49,12 +49,12 @@ def cache_directory() -> Path:
 
 
 def innermost(function: _F) -> _F:
-    """As `kernel`, for what is called per hit and makes no array: references to arrays are not counted.
+    """As `kernel`, for parts of a kernel that make no array: put in line, and references to arrays are not counted.
 
-    Counting is half of the time of a refit otherwise; the caller holds the arrays. A function that does make an array is
-    refused when it is compiled.
+    Otherwise counting, and handing over records of arrays, is half of the time of a refit. The caller holds the arrays.
+    A function that does make one (a[:] = b does, if a and b are arrays) is refused when it is compiled.
     """
-    return _compiled(function, _nrt=False)
+    return _compiled(function, _nrt=False, forceinline=True)
 
 
 def kernel(function: _F) -> _F:
