@@ -126,7 +126,15 @@ def field_at(r: float, z: float, r_grid: Floats, z_grid: Floats, table: Floats) 
 
 @kernel
 def _cell(x: float, grid: Floats) -> tuple[int, float]:
-    """The cell of an increasing grid and where in it, 0 to 1."""
-    above = int(np.searchsorted(grid, x, side="right"))
-    i = min(max(above - 1, 0), grid.size - 2)
+    """The cell of an increasing grid and where in it, 0 to 1; looked for from where it is on an even grid."""
+    last = grid.size - 2
+    i = 0
+    if x >= grid[last]:
+        i = last
+    elif x > grid[0]:
+        i = min(int((x - grid[0]) / (grid[last] - grid[0]) * last), last)
+        while x < grid[i]:
+            i -= 1
+        while x >= grid[i + 1]:
+            i += 1
     return i, min(max((x - grid[i]) / (grid[i + 1] - grid[i]), 0.0), 1.0)

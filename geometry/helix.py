@@ -12,7 +12,8 @@ State (q/p, lambda, phi, x, y, z) in 1/GeV, rad, rad, cm, cm, cm; ``s`` is the T
 (GeV/cm) and the relative correction ``b`` of the field. phi is not wrapped: derivatives stay continuous.
 
 Use `propagate` and `cross_planes` for arrays; inside a compiled loop `propagate_one` and `cross_one`, or `reach_plane`,
-`propagate_with_derivatives` and `stay_on_plane` where derivatives are wanted.
+`propagate_with_derivatives` and `stay_on_plane` where derivatives are wanted; `reach_along` and `propagate_along` where
+the direction is known.
 Not for: energy loss and scattering (they happen between two steps), a field that changes along a step,
 lambda = +-pi/2.
 """
@@ -35,8 +36,10 @@ __all__ = [
     "cross_one",
     "cross_planes",
     "propagate",
+    "propagate_along",
     "propagate_one",
     "propagate_with_derivatives",
+    "reach_along",
     "reach_plane",
     "sinc",
     "sinc_slope",
@@ -58,7 +61,7 @@ LOST: Final = 1
 _MAX_STEPS: Final = 30
 _FARTHEST: Final = 1e5
 """cm"""
-_LAST_STEP: Final = 1e-8
+_LAST_STEP: Final = 1e-6
 """cm"""
 
 
@@ -152,7 +155,17 @@ def propagate_with_derivatives(
     d(x, y)/d rho = s^2/2 (sinc'(h) c - sinc(h) t, sinc'(h) t + sinc(h) c), d phi/d rho = s; along the track
     d state/d s = (0, 0, rho, cos(phi'), sin(phi'), tan(lambda)).
     """
-    tan_lam, cos_phi, sin_phi = math.tan(start[1]), math.cos(start[2]), math.sin(start[2])
+    direction = math.cos(start[2]), math.sin(start[2]), math.tan(start[1])
+    propagate_along(start, direction, s, bending, b, end, jacobian, d_b, d_s)
+
+
+@kernel
+def propagate_along(
+    start: Floats, direction: tuple[float, float, float], s: float, bending: float, b: float, end: Floats,
+    jacobian: Floats, d_b: Floats, d_s: Floats,
+) -> None:  # fmt: skip
+    """`propagate_with_derivatives` of a track whose ``direction`` (cos(phi), sin(phi), tan(lambda)) is known."""
+    cos_phi, sin_phi, tan_lam = direction
     square = 1.0 + tan_lam * tan_lam
     rho_q = -bending * (1.0 + b) * math.sqrt(square)
     rho = rho_q * start[0]
@@ -201,14 +214,23 @@ def reach_plane(
 ) -> tuple[int, float]:
     """Newton on g(s) = n.(x(s) - c) from the guess ``s``: status and arc length.
 
-    g' = n.(cos(phi), sin(phi), tan(lambda)). The last step is below 1e-8 cm, the one that would follow is of
-    order rho 1e-16: the residual is rounding. A helix meets a plane many times; Newton takes one near the
+    g' = n.(cos(phi), sin(phi), tan(lambda)). The last step is below 1e-6 cm, the one that would follow is of
+    order rho 1e-12: the residual is rounding. A helix meets a plane many times; Newton takes one near the
     guess: give the arc length of the previous plane (0 will do for planes within the radius of the track).
     """
-    tan_lam, cos_phi, sin_phi = math.tan(start[1]), math.cos(start[2]), math.sin(start[2])
+    direction = math.cos(start[2]), math.sin(start[2]), math.tan(start[1])
+    offset = start[3] - centre[0], start[4] - centre[1], start[5] - centre[2]
     half_turn = 0.5 * turn_per_cm(start[0], start[1], bending, b)
-    n_x, n_y, n_z = normal[0], normal[1], normal[2]
-    x, y, z = start[3] - centre[0], start[4] - centre[1], start[5] - centre[2]
+    return reach_along(offset, direction, half_turn, (normal[0], normal[1], normal[2]), s)
+
+
+@kernel
+def reach_along(
+    offset: tuple[float, float, float], direction: tuple[float, float, float], half_turn: float,
+    normal: tuple[float, float, float], s: float,
+) -> tuple[int, float]:  # fmt: skip
+    """`reach_plane` from ``offset`` = x - c in ``direction`` (cos(phi), sin(phi), tan(lambda)), half_turn = rho/2."""
+    (x, y, z), (cos_phi, sin_phi, tan_lam), (n_x, n_y, n_z) = offset, direction, normal
     for _ in range(_MAX_STEPS):
         # cos and sin of h alone: those of phi + h and phi + 2 h are sums
         h = half_turn * s
@@ -247,8 +269,9 @@ def stay_on_plane(jacobian: Floats, d_b: Floats, d_s: Floats, normal: Floats, d_
     Every column of ``jacobian`` and ``d_b`` gains ds times ``d_s``.
     """
     slope = along(normal, d_s)
+    n_x, n_y, n_z = normal[0], normal[1], normal[2]
     for column in range(6):
-        ds = -along(normal, jacobian[:, column]) / slope
+        ds = -(n_x * jacobian[3, column] + n_y * jacobian[4, column] + n_z * jacobian[5, column]) / slope
         for row in range(6):
             jacobian[row, column] += d_s[row] * ds
     ds = -along(normal, d_b) / slope

@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost
 from musclecal.geometry.refit_kernels import (
     CONVERGED,
     DID_NOT_CONVERGE,
@@ -46,7 +46,7 @@ _START = 6
 _VERTEX = 6
 
 
-@kernel
+@innermost
 def pair_mass_and_derivatives(local: Floats, mu: float, derivative: Floats) -> float:
     """Invariant mass (GeV) of a pair and its derivatives (9,); those in the vertex are zero."""
     q1, lam1, phi1, q2, lam2, phi2 = local[0], local[1], local[2], local[3], local[4], local[5]
@@ -71,26 +71,27 @@ def pair_mass_and_derivatives(local: Floats, mu: float, derivative: Floats) -> f
     return m
 
 
-@kernel
+@innermost
 def _place(column: int, muon: int) -> int:
     """Where the start parameter ``column`` of a muon is among those of the pair."""
     return 3 * muon + column if column < 3 else _VERTEX + column - 3
 
 
-@kernel
+@innermost
 def _follow(
     hits: Hits, n: int, muon: int, planes: Planes, parameters: Floats, with_parameters: bool, local: Floats, fit: Fit,
     start: Floats, unity: Floats,
 ) -> int:  # fmt: skip
     """Trace and rows of one muon of the pair, not yet whitened."""
-    start[:3] = local[3 * muon : 3 * muon + 3]
-    start[3:] = local[_VERTEX:]
+    for k in range(3):
+        start[k] = local[3 * muon + k]
+        start[3 + k] = local[_VERTEX + k]
     if trace(start, unity, hits.module, n, planes, parameters, with_parameters, fit.trace) != TRACED:
         return LOST_TRACK
     return CONVERGED if measured_rows(hits, n, _START, fit) >= 5 else TOO_FEW_HITS
 
 
-@kernel
+@innermost
 def _add_normal(fit: Fit, muon: int, matrix: Floats, vector: Floats) -> float:
     """Add A^T A and A^T r of one muon; r^T r."""
     chi2 = 0.0
@@ -105,7 +106,7 @@ def _add_normal(fit: Fit, muon: int, matrix: Floats, vector: Floats) -> float:
     return chi2
 
 
-@kernel
+@innermost
 def _add_mass(
     local: Floats, mu: float, target: float, sigma: float, matrix: Floats, vector: Floats, row: Floats
 ) -> float:
@@ -124,7 +125,7 @@ def _add_mass(
     return r * r
 
 
-@kernel
+@innermost
 def fit_pair(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
     target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
@@ -170,7 +171,7 @@ def fit_pair(
     return DID_NOT_CONVERGE, chi2
 
 
-@kernel
+@innermost
 def mass_variance(local: Floats, factor: Floats, mu: float, work: Floats) -> tuple[float, float]:
     """Mass and its variance from the factor of H of a fit without mass."""
     row = work[7, :N_PAIR]
@@ -182,7 +183,7 @@ def mass_variance(local: Floats, factor: Floats, mu: float, work: Floats) -> tup
     return mass, variance
 
 
-@kernel
+@innermost
 def eliminate(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
     target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
@@ -197,46 +198,51 @@ def eliminate(
     n_slot = parameters.shape[1]
     matrix[:, :] = 0.0
     vector[:] = 0.0
-    n_units = np.zeros(2, np.int64)
+    n_first, n_units = 0, 0
     for muon in range(2):
         hits, n, fit = (plus, n_plus, fits[0]) if muon == 0 else (minus, n_minus, fits[1])
         if _follow(hits, n, muon, planes, parameters, True, local, fit, start, unity) != CONVERGED:
             return -1
-        n_units[muon] = parameter_rows(hits, n, _START, planes, parameters, fit, units[n_units[0] * muon :])
-        if not whiten(fit, _START + 1 + n_units[muon] * n_slot):
+        n_first = n_units
+        n_units += parameter_rows(hits, n, _START, planes, parameters, fit, units[n_first:])
+        if not whiten(fit, _START + 1 + (n_units - n_first) * n_slot):
             return -1
         _add_normal(fit, muon, matrix, vector)
     _add_mass(local, planes.muon_mass, target, sigma, matrix, vector, mass_row)
     if not cholesky(matrix, N_PAIR):
         return -1
-    n_column = (n_units[0] + n_units[1]) * n_slot
+    n_column, border = n_units * n_slot, n_first * n_slot
     projected[:, :n_column] = 0.0
     c[:n_column, :n_column] = 0.0
     g[:n_column] = 0.0
     for muon in range(2):
-        first = muon * n_units[0] * n_slot
-        last = first + n_units[muon] * n_slot
+        first, last = (0, border) if muon == 0 else (border, n_column)
         _add_parameters(
             fits[muon], muon, n_slot, projected[:, first:last], c[first:last, first:last], g[first:last]
         )
     forward_substitute(matrix, N_PAIR, projected, n_column)
     forward_substitute(matrix, N_PAIR, vector.reshape(N_PAIR, 1), 1)
-    for k in range(N_PAIR):
-        for a in range(n_column):
+    for a in range(n_column):
+        first = (a // n_slot) * n_slot
+        for k in range(N_PAIR):
+            g[a] -= projected[k, a] * vector[k]
+        # Row by row: what is changed nine times stays in the first cache
+        for k in range(N_PAIR):
             factor = projected[k, a]
-            g[a] -= factor * vector[k]
-            for b in range((a // n_slot) * n_slot, n_column):
+            for b in range(max(first, 0), n_column):
                 c[a, b] -= factor * projected[k, b]
-    return n_units[0] + n_units[1]
+    return n_units
 
 
-@kernel
+@innermost
 def _add_parameters(fit: Fit, muon: int, n_slot: int, projected: Floats, c: Floats, g: Floats) -> None:
-    """Add G^T G, G^T r and A^T G of one muon."""
-    n_column = g.size
+    """Add G^T G, G^T r and A^T G of one muon. What is behind a hit does not move it: the rest of its row of G is 0."""
     for row in range(fit.n[0]):
         a_row, r = fit.rows[row], fit.rows[row, _START]
-        g_row = a_row[_START + 1 : _START + 1 + n_column]
+        g_row = a_row[_START + 1 : _START + 1 + g.size]
+        n_column = g.size
+        while n_column > 0 and g_row[n_column - 1] == 0.0:
+            n_column -= 1
         for k in range(_START):
             factor, place = a_row[k], _place(k, muon)
             for b in range(n_column):
@@ -246,5 +252,5 @@ def _add_parameters(fit: Fit, muon: int, n_slot: int, projected: Floats, c: Floa
             if factor == 0.0:
                 continue
             g[a] += factor * r
-            for b in range((a // n_slot) * n_slot, n_column):
+            for b in range(max((a // n_slot) * n_slot, 0), n_column):
                 c[a, b] += factor * g_row[b]

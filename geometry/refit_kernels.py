@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost, kernel
 from musclecal.geometry.small_matrices import (
     back_substitute,
     cholesky,
@@ -84,7 +84,7 @@ def new_fit(n: int, n_start: int, n_column: int) -> Fit:
     )  # fmt: skip
 
 
-@kernel
+@innermost
 def perigee_state(local: Floats, state: Floats, derivative: Floats) -> None:
     """State (6,) and derivative (6, 5) of (q/p, lambda, phi, d, z): (x, y) = d (-sin phi, cos phi)."""
     sin_phi, cos_phi, d = math.sin(local[2]), math.cos(local[2]), local[3]
@@ -97,7 +97,7 @@ def perigee_state(local: Floats, state: Floats, derivative: Floats) -> None:
     derivative[5, 4] = 1.0
 
 
-@kernel
+@innermost
 def measured_rows(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
     """Fill A, r and the lower triangle of V of ``fit`` from its trace; the number of measured rows."""
     out, rows, lower, kicks, which = fit.trace, fit.rows, fit.lower, fit.kicks, fit.which
@@ -109,7 +109,8 @@ def measured_rows(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
                 continue
             row = 2 * i + k
             which[n_row] = row
-            rows[n_row, :n_start] = out.derivative[row, :n_start]
+            for c in range(n_start):
+                rows[n_row, c] = out.derivative[row, c]
             rows[n_row, n_start] = value - out.predicted[row]
             lower[n_row, :n_row] = 0.0
             lower[n_row, n_row] = sigma * sigma
@@ -125,7 +126,7 @@ def measured_rows(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
     return n_row
 
 
-@kernel
+@innermost
 def parameter_rows(
     hits: Hits, n: int, n_start: int, planes: Planes, parameters: Floats, fit: Fit, units: NDArray[np.int32]
 ) -> int:
@@ -159,7 +160,7 @@ def parameter_rows(
     return n_unit
 
 
-@kernel
+@innermost
 def whiten(fit: Fit, n_column: int) -> bool:
     """L and the first ``n_column`` columns of the rows times L^-1; False where V is not positive."""
     if not cholesky(fit.lower, fit.n[0]):
@@ -168,7 +169,7 @@ def whiten(fit: Fit, n_column: int) -> bool:
     return True
 
 
-@kernel
+@innermost
 def normal_equations(rows: Floats, n_row: int, n_local: int, matrix: Floats, vector: Floats) -> float:
     """A^T A and A^T r of whitened rows into ``matrix`` and ``vector``; r^T r."""
     chi2 = 0.0
@@ -185,7 +186,7 @@ def normal_equations(rows: Floats, n_row: int, n_local: int, matrix: Floats, vec
     return chi2
 
 
-@kernel
+@innermost
 def fit_track(
     hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, covariance: Floats, fit: Fit,
     most_steps: int, tolerance: float, work: Floats,
@@ -221,7 +222,7 @@ def fit_track(
     return DID_NOT_CONVERGE, chi2
 
 
-@kernel
+@innermost
 def track_jacobian(
     hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, fit: Fit, work: Floats,
     units: NDArray[np.int32], jacobian: Floats,
@@ -255,7 +256,7 @@ def track_jacobian(
     return n_unit
 
 
-@kernel
+@innermost
 def seed(hits: Hits, n: int, planes: Planes, local: Floats) -> bool:
     """Start value of a fit from hits alone; False where there are fewer than three or they say nothing.
 
@@ -300,7 +301,7 @@ def seed(hits: Hits, n: int, planes: Planes, local: Floats) -> bool:
     return True
 
 
-@kernel
+@innermost
 def _line(hits: Hits, n: int, planes: Planes, pixels: bool) -> tuple[float, float, int]:
     """z = z0 + tan(lambda) r through hits: z0, tan(lambda) and the number of hits at different r or z."""
     s0, s1, s2, t0, t1, used = 0.0, 0.0, 0.0, 0.0, 0.0, 0
@@ -323,7 +324,7 @@ def _line(hits: Hits, n: int, planes: Planes, pixels: bool) -> tuple[float, floa
     return (t0 - slope * s1) / s0, slope, used
 
 
-@kernel
+@innermost
 def outlier_chi2(fit: Fit, n_local: int, matrix: Floats, work: Floats) -> tuple[int, float]:
     """The measured row that the fit would gain most without, and by how much; ``matrix`` is the factor of A^T A.
 

@@ -5,13 +5,13 @@ Not for: large or sparse systems, or anything outside kernels (scipy).
 
 import math
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost
 from musclecal.records import Floats
 
 __all__ = ["back_substitute", "cholesky", "forward_substitute", "inverse_of"]
 
 
-@kernel
+@innermost
 def cholesky(matrix: Floats, n: int) -> bool:
     """Lower factor L of the leading ``n`` rows, L L^T = matrix, in its lower triangle; False if not positive."""
     for i in range(n):
@@ -29,7 +29,7 @@ def cholesky(matrix: Floats, n: int) -> bool:
     return True
 
 
-@kernel
+@innermost
 def forward_substitute(lower: Floats, n: int, rows: Floats, n_column: int) -> None:
     """L^-1 ``rows`` in place; rows (n, >= n_column)."""
     for i in range(n):
@@ -42,7 +42,7 @@ def forward_substitute(lower: Floats, n: int, rows: Floats, n_column: int) -> No
             rows[i, c] *= scale
 
 
-@kernel
+@innermost
 def back_substitute(lower: Floats, n: int, rows: Floats, n_column: int) -> None:
     """L^-T ``rows`` in place."""
     for i in range(n - 1, -1, -1):
@@ -55,7 +55,7 @@ def back_substitute(lower: Floats, n: int, rows: Floats, n_column: int) -> None:
                 rows[k, c] -= factor * rows[i, c]
 
 
-@kernel
+@innermost
 def inverse_of(lower: Floats, n: int, inverse: Floats) -> None:
     """(L L^T)^-1 into the leading rows and columns of ``inverse``."""
     for i in range(n):

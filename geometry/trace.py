@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost, kernel
 from musclecal.geometry.field import field_at
-from musclecal.geometry.helix import CROSSED, propagate_with_derivatives, reach_plane, stay_on_plane
+from musclecal.geometry.helix import CROSSED, propagate_along, reach_along, stay_on_plane
 from musclecal.geometry.material import highland_variance, loss_at
 from musclecal.records import Floats
 
@@ -85,7 +85,9 @@ class Trace(NamedTuple):
     variance : (n, 2) of the kicks. loss : (n,) d(q/p)/d m behind a plane. slope : (2 n,) d predicted/d w.
     local : (n, 2) the crossing in the module without shifts, cm.
     state : (6,) behind the last plane.
-    carried : (6, n_column) d state/d column. jacobian, step : (6, 6) and (4, 6) of one step.
+    carried : (6, n_column) d state/d column.
+    jacobian, d_b, d_s, d_offset : (6, 6) and (6,) derivatives of one step. direction : (3,) (cos(phi), sin(phi),
+        tan(lambda)) behind it. end : (6,) room.
     """
 
     predicted: Floats
@@ -97,7 +99,11 @@ class Trace(NamedTuple):
     state: Floats
     carried: Floats
     jacobian: Floats
-    step: Floats
+    d_b: Floats
+    d_s: Floats
+    d_offset: Floats
+    direction: Floats
+    end: Floats
 
 
 @kernel
@@ -106,11 +112,12 @@ def new_trace(n: int, n_start: int, with_parameters: bool) -> Trace:
     n_column = n_start + (4 * n if with_parameters else 2 * n)
     return Trace(
         np.zeros(2 * n), np.zeros((2 * n, n_column)), np.zeros((n, 2)), np.zeros(n), np.zeros(2 * n),
-        np.zeros((n, 2)), np.zeros(6), np.zeros((6, n_column)), np.zeros((6, 6)), np.zeros((4, 6)),
+        np.zeros((n, 2)), np.zeros(6), np.zeros((6, n_column)), np.zeros((6, 6)), np.zeros(6),
+        np.zeros(6), np.zeros(6), np.zeros(3), np.zeros(6),
     )  # fmt: skip
 
 
-@kernel
+@innermost
 def trace(
     start: Floats, start_derivative: Floats, modules: NDArray[np.int32], n: int, planes: Planes, parameters: Floats,
     with_parameters: bool, out: Trace,
@@ -122,57 +129,70 @@ def trace(
     """
     n_start = start_derivative.shape[1]
     extra = n_start + _KICKS * n
-    state, carried = out.state, out.carried
-    state[:] = start
+    state, carried, direction = out.state, out.carried, out.direction
+    direction[0], direction[1], direction[2] = math.cos(start[2]), math.sin(start[2]), math.tan(start[1])
     carried[:, :] = 0.0
     out.derivative[: 2 * n, :] = 0.0
-    carried[:, :n_start] = start_derivative
+    for k in range(6):
+        state[k] = start[k]
+        for c in range(n_start):
+            carried[k, c] = start_derivative[k, c]
     for i in range(n):
-        values = parameters[planes.unit[modules[i]]]
+        module = modules[i]
         behind = n_start + _KICKS * i
-        if _step(modules[i], planes, values, out) != CROSSED:
+        if _step(module, planes, parameters, out) != CROSSED:
             return LOST_TRACK
         _advance(carried, out.jacobian, 0, behind)
-        _measure(modules[i], i, planes, values, out, 0, behind)
+        _measure(module, i, planes, parameters, out, 0, behind)
         if with_parameters:
             b = extra + 2 * i + 1
             _advance(carried, out.jacobian, extra, b - 1)
-            carried[:, b] = out.step[0]
-            _measure(modules[i], i, planes, values, out, extra, b + 1)
-        if _matter(modules[i], i, planes, values, out, behind, extra, with_parameters) != TRACED:
+            for k in range(6):
+                carried[k, b] = out.d_b[k]
+            _measure(module, i, planes, parameters, out, extra, b + 1)
+        if _matter(module, i, planes, parameters, out, behind, extra, with_parameters) != TRACED:
             return LOST_TRACK
     return TRACED
 
 
-@kernel
-def _step(module: int, planes: Planes, values: Floats, out: Trace) -> int:
-    """Move ``state`` to the plane; derivatives of the step into ``out.jacobian`` and rows of ``out.step``."""
-    state, centre, normal = out.state, planes.centre[module], planes.axes[module, 2]
-    d_b, d_s, d_offset, end = out.step[0], out.step[1], out.step[2], out.step[3]
-    x, y, z = 0.5 * (state[3] + centre[0]), 0.5 * (state[4] + centre[1]), 0.5 * (state[5] + centre[2])
+@innermost
+def _step(module: int, planes: Planes, parameters: Floats, out: Trace) -> int:
+    """Move ``state`` to the plane; derivatives of the step into ``out``."""
+    state, normal, unit = out.state, planes.axes[module, 2], planes.unit[module]
+    n_x, n_y, n_z = normal[0], normal[1], normal[2]
+    c_x, c_y, c_z = planes.centre[module, 0], planes.centre[module, 1], planes.centre[module, 2]
+    x, y, z = 0.5 * (state[3] + c_x), 0.5 * (state[4] + c_y), 0.5 * (state[5] + c_z)
     bending = field_at(math.sqrt(x * x + y * y), z, planes.r, planes.z, planes.bending)
-    if values.size > W:
-        centre = centre + values[W] * normal
-    status, s = reach_plane(state, bending, values[B], centre, normal, 0.0)
+    if parameters.shape[1] > W:
+        w = parameters[unit, W]
+        c_x, c_y, c_z = c_x + w * n_x, c_y + w * n_y, c_z + w * n_z
+    offset = state[3] - c_x, state[4] - c_y, state[5] - c_z
+    direction = out.direction[0], out.direction[1], out.direction[2]
+    b = parameters[unit, B]
+    half_turn = -0.5 * bending * (1.0 + b) * state[0] * math.sqrt(1.0 + direction[2] * direction[2])
+    status, s = reach_along(offset, direction, half_turn, (n_x, n_y, n_z), 0.0)
     if status != CROSSED:
         return int(status)
-    propagate_with_derivatives(state, s, bending, values[B], end, out.jacobian, d_b, d_s)
-    stay_on_plane(out.jacobian, d_b, d_s, normal, d_offset)
-    state[:] = end
+    propagate_along(state, direction, s, bending, b, out.end, out.jacobian, out.d_b, out.d_s)
+    stay_on_plane(out.jacobian, out.d_b, out.d_s, normal, out.d_offset)
+    for k in range(6):
+        state[k] = out.end[k]
+    for k in range(3):
+        out.direction[k] = out.d_s[3 + k]
     return int(status)
 
 
-@kernel
+@innermost
 def _advance(carried: Floats, j: Floats, first: int, last: int) -> None:
     """Columns ``first`` to ``last`` times the Jacobian ``j`` of a step, which leaves q/p and lambda as they are.
 
-    Written out: so it is vectorised.
+    Written out, and with an index that cannot be negative: so it is vectorised.
     """
     p0, p1, p2, p3, p4, p5 = j[2, 0], j[2, 1], j[2, 2], j[2, 3], j[2, 4], j[2, 5]
     x0, x1, x2, x3, x4, x5 = j[3, 0], j[3, 1], j[3, 2], j[3, 3], j[3, 4], j[3, 5]
     y0, y1, y2, y3, y4, y5 = j[4, 0], j[4, 1], j[4, 2], j[4, 3], j[4, 4], j[4, 5]
     z0, z1, z2, z3, z4, z5 = j[5, 0], j[5, 1], j[5, 2], j[5, 3], j[5, 4], j[5, 5]
-    for c in range(first, last):
+    for c in range(max(first, 0), last):
         q, lam, phi = carried[0, c], carried[1, c], carried[2, c]
         x, y, z = carried[3, c], carried[4, c], carried[5, c]
         carried[2, c] = p0 * q + p1 * lam + p2 * phi + p3 * x + p4 * y + p5 * z
@@ -181,43 +201,49 @@ def _advance(carried: Floats, j: Floats, first: int, last: int) -> None:
         carried[5, c] = z0 * q + z1 * lam + z2 * phi + z3 * x + z4 * y + z5 * z
 
 
-@kernel
-def _measure(module: int, i: int, planes: Planes, values: Floats, out: Trace, first: int, last: int) -> None:
+@innermost
+def _measure(
+    module: int, i: int, planes: Planes, parameters: Floats, out: Trace, first: int, last: int
+) -> None:
     """Predicted hit in plane ``i`` and its derivatives in the columns ``first`` to ``last``."""
-    centre, state, d_s = planes.centre[module], out.state, out.step[1]
-    normal = planes.axes[module, 2]
-    gamma = values[GAMMA] if values.size > W else 0.0
+    centre, axes, state, direction = planes.centre, planes.axes, out.state, out.direction
+    carried, derivative, unit = out.carried, out.derivative, planes.unit[module]
+    gamma = parameters[unit, GAMMA] if parameters.shape[1] > W else 0.0
+    forward = 0.0
+    for c in range(3):
+        forward += axes[module, 2, c] * direction[c]
     for k in range(2):
-        axis, other = planes.axes[module, k], planes.axes[module, 1 - k]
         turn = gamma if k == 0 else -gamma
-        ax, ay, az = axis[0] + turn * other[0], axis[1] + turn * other[1], axis[2] + turn * other[2]
+        ax = axes[module, k, 0] + turn * axes[module, 1 - k, 0]
+        ay = axes[module, k, 1] + turn * axes[module, 1 - k, 1]
+        az = axes[module, k, 2] + turn * axes[module, 1 - k, 2]
         row = 2 * i + k
-        position, slope, forward = 0.0, 0.0, 0.0
+        position, slope = 0.0, 0.0
         for c in range(3):
-            position += axis[c] * (state[3 + c] - centre[c])
-            slope += axis[c] * d_s[3 + c]
-            forward += normal[c] * d_s[3 + c]
+            position += axes[module, k, c] * (state[3 + c] - centre[module, c])
+            slope += axes[module, k, c] * direction[c]
         out.local[i, k] = position
         out.slope[row] = slope / forward
-        for c in range(first, last):
-            out.derivative[row, c] = ax * out.carried[3, c] + ay * out.carried[4, c] + az * out.carried[5, c]
+        for c in range(max(first, 0), last):
+            derivative[row, c] = ax * carried[3, c] + ay * carried[4, c] + az * carried[5, c]
     u, v = out.local[i, 0], out.local[i, 1]
-    out.predicted[2 * i] = u + gamma * v - values[planes.slot[module]]
-    out.predicted[2 * i + 1] = v - gamma * u - (values[1] if planes.measures_v[module] else 0.0)
+    out.predicted[2 * i] = u + gamma * v - parameters[unit, planes.slot[module]]
+    out.predicted[2 * i + 1] = v - gamma * u - (parameters[unit, 1] if planes.measures_v[module] else 0.0)
 
 
-@kernel
+@innermost
 def _matter(
-    module: int, i: int, planes: Planes, values: Floats, out: Trace, behind: int, extra: int,
+    module: int, i: int, planes: Planes, parameters: Floats, out: Trace, behind: int, extra: int,
     with_parameters: bool,
 ) -> int:  # fmt: skip
     """Energy loss and scattering in plane ``i``: the state behind it, and the columns that begin there."""
-    state, carried, normal = out.state, out.carried, planes.axes[module, 2]
-    q_over_p, cos_phi, sin_phi, tan_lam = state[0], out.step[1, 3], out.step[1, 4], out.step[1, 5]
+    state, carried, axes = out.state, out.carried, planes.axes
+    n_x, n_y, n_z = axes[module, 2, 0], axes[module, 2, 1], axes[module, 2, 2]
+    q_over_p, cos_phi, sin_phi, tan_lam = state[0], out.direction[0], out.direction[1], out.direction[2]
     cos_lam = 1.0 / math.sqrt(1.0 + tan_lam * tan_lam)
     sin_lam = tan_lam * cos_lam
-    across = normal[0] * cos_phi + normal[1] * sin_phi
-    cosine = across * cos_lam + normal[2] * sin_lam
+    across = n_x * cos_phi + n_y * sin_phi
+    cosine = across * cos_lam + n_z * sin_lam
     path = 1.0 / abs(cosine)
     out.variance[i, 0], out.variance[i, 1], out.loss[i] = 0.0, 0.0, 0.0
     if abs(q_over_p) < _STRAIGHT:
@@ -230,7 +256,7 @@ def _matter(
 
     eps, eps_slope = loss_at(math.log(p), planes.loss, planes.first_log_p, planes.log_p_step)
     nominal = planes.mass_thickness[module] * path
-    thickness = nominal * (1.0 + values[M])
+    thickness = nominal * (1.0 + parameters[planes.unit[module], M])
     left = energy - eps * thickness
     if not left > planes.muon_mass:
         return LOST_TRACK
@@ -240,8 +266,8 @@ def _matter(
     by_p = by_energy * (p / energy - eps_slope / p * thickness)
     by_q_over_p = -by_p * p / q_over_p
     by_path = -by_energy * eps * thickness * abs(cosine)
-    by_lam = by_path * _d_path(cosine, normal[2] * cos_lam - across * sin_lam)
-    by_phi = by_path * _d_path(cosine, (normal[1] * cos_phi - normal[0] * sin_phi) * cos_lam)
+    by_lam = by_path * _d_path(cosine, n_z * cos_lam - across * sin_lam)
+    by_phi = by_path * _d_path(cosine, (n_y * cos_phi - n_x * sin_phi) * cos_lam)
     out.loss[i] = -by_energy * eps * nominal
     state[0] = after
     for c in range(behind):
@@ -255,7 +281,7 @@ def _matter(
     return TRACED
 
 
-@kernel
+@innermost
 def _d_path(cosine: float, d_cosine: float) -> float:
     """d(1/abs(cosine)) of a change of the cosine."""
     return -d_cosine / (cosine * abs(cosine))

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numba
 
-__all__ = ["cache_directory", "in_order", "kernel", "n_threads", "source_digest"]
+__all__ = ["cache_directory", "in_order", "innermost", "kernel", "n_threads", "source_digest"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
@@ -48,14 +48,27 @@ def cache_directory() -> Path:
     return Path(os.environ.get("MUSCLECAL_CACHE_DIR", default)) / source_digest()
 
 
+def innermost(function: _F) -> _F:
+    """As `kernel`, for parts of a kernel that make no array: put in line, and references to arrays are not counted.
+
+    Otherwise counting, and handing over records of arrays, is half of the time of a refit. The caller holds the arrays.
+    A function that does make one (a[:] = b does, if a and b are arrays) is refused when it is compiled.
+    """
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
 def kernel(function: _F) -> _F:
     """Compile ``function`` with the options of this house: nopython, no interpreter lock, cached, IEEE arithmetic.
 
     Division by zero gives inf or nan as in numpy. A folder that cannot be written means compiling anew.
     """
+    return _compiled(function)
+
+
+def _compiled(function: _F, **more: bool) -> _F:
     if numba.config.DISABLE_JIT:
         return function
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", **more}
     before = numba.config.CACHE_DIR
     try:
         cache_directory().mkdir(parents=True, exist_ok=True)
