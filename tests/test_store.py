@@ -25,6 +25,7 @@ from musclecal.records import (
     DimuonEvents,
     FieldMap,
     JointFit,
+    MassConstraint,
     MassFits,
     MassHistogram,
     MassImpacts,
@@ -35,8 +36,10 @@ from musclecal.records import (
     Muons,
     NuisanceGroup,
     Nuisances,
+    PairRefits,
     Pairs,
     PhiRefinement,
+    Refits,
     Resolution,
     Response,
     RunRefinement,
@@ -252,6 +255,20 @@ EXAMPLES["phi refinement"] = PhiRefinement(
 EXAMPLES["sector refinement"] = replace(EXAMPLES["phi refinement"], harmonics=())
 EXAMPLES["run refinement"] = RunRefinement(
     "Z", floats(5), (0, 10, 2**40), floats(2, 4), floats(2, 4), floats(16, 16), 9.0, 8, 0.4, 2, 0.001
+)
+EXAMPLES["mass constraint"] = MassConstraint(3.0925, 0.02, (2.9, 3.3), 2.5)
+EXAMPLES["refits"] = Refits(
+    floats(3, 5), floats(3, 5, 5), floats(3), ints(3), np.array([0, 1, 4], np.int8), np.zeros(3, np.int8)
+)
+EXAMPLES["pair refits"] = PairRefits(
+    floats(2, 9),
+    floats(2, 9, 9),
+    floats(2),
+    floats(2),
+    floats(2),
+    ints(2),
+    np.zeros(2, np.int8),
+    np.ones(2, np.int8),
 )
 EXAMPLES["module sums"] = ModuleSums(
     np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), floats(3, 4, 4), floats(2, 4), ints(2), 10**7, 1e7 + 0.1,

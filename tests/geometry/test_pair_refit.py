@@ -506,6 +506,7 @@ print(json.dumps([x.tolist() for x in (
 """
 
 
+@pytest.mark.slow
 def test_kernels_give_the_same_without_compilation() -> None:
     def run(**environment: str) -> list[Any]:
         result = subprocess.run(
