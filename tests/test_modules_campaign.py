@@ -31,7 +31,7 @@ from musclecal.records import DimuonEvents, MassConstraint, ModuleSums, Pairs, S
 from musclecal.resonances import resonance
 from musclecal.simulate import SimulationSettings
 from musclecal.store import load, save
-from musclecal.tasks import Outcome, run_tasks
+from musclecal.tasks import Outcome, Task, run_tasks
 
 Command = Callable[..., Result]
 
@@ -251,6 +251,22 @@ def test_a_second_sample_without_mass_counts_with_its_weight(hit_files: Path, tm
     assert found[0].values[used] == pytest.approx(alone.module_corrections().values[used], abs=1e-7)
     sigma = [float(np.mean(c.sigma[used, 0])) for c in found]
     assert sigma[2] < sigma[1] < sigma[0]
+
+
+def test_the_mass_of_the_second_sample_is_free(hit_files: Path, tmp_path: Path) -> None:
+    """Its pairs are used whatever their mass is: here they are the same as in the first sample."""
+    file = f'"{hit_files}/one.parquet"'
+    more = f"mass_window = [3.06, 3.13]\n[modules.free]\nhits = [{file}]"
+    campaign = Campaign(given_files(tmp_path, f"[{file}]", more))
+    of_mass, free = (load(task.output, ModuleSums) for task in campaign_sums(campaign))
+    assert free.n_pairs > 280
+    assert 150 < of_mass.n_pairs < 0.95 * free.n_pairs
+
+
+def campaign_sums(campaign: Campaign) -> tuple[Task, ...]:
+    tasks = campaign.sums_tasks(0)
+    run_tasks(tasks)
+    return tasks
 
 
 # The command
