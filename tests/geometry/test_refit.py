@@ -280,7 +280,7 @@ def test_corrections_of_tracks_are_fits_again_to_second_order() -> None:
 
 def test_a_coordinate_is_taken_out_as_by_hand() -> None:
     """The one without which chi2 is lowest, of all fits without one."""
-    tracks = simulated(6, 11, noise=0.05)
+    tracks = simulated(12, 11)
     loose = EXACT._replace(hit_chi2=1e-6, most_rejected=1)
     found, whole = (refit_tracks(tracks, CMS_PLANES, MISALIGNED, cuts) for cuts in (loose, EXACT))
     np.testing.assert_array_equal(found.rejected, 1)
@@ -295,6 +295,10 @@ def test_a_coordinate_is_taken_out_as_by_hand() -> None:
                 least = min(least, refit_tracks(one, CMS_PLANES, MISALIGNED, EXACT).chi2[0])
         # What is gained is reckoned to first order
         assert found.chi2[n] == pytest.approx(least, rel=1e-2)
+        for part, rejected in ((0.97, 1), (1.03, 0)):
+            cuts = loose._replace(hit_chi2=part * (whole.chi2[n] - least))
+            refits = refit_tracks(tracks.select(np.array([n])), CMS_PLANES, MISALIGNED, cuts)
+            assert refits.rejected[0] == rejected
 
 
 def test_noise_hits_are_taken_out() -> None:
