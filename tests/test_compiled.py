@@ -13,10 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numba
+import numpy as np
 import pytest
 
 from musclecal import compiled
-from musclecal.compiled import in_order, kernel, n_threads
+from musclecal.compiled import in_order, innermost, kernel, n_threads
+from musclecal.records import Floats
 
 SOURCES = {
     "__init__.py": "",
@@ -151,6 +153,37 @@ def test_division_by_zero_is_as_in_numpy() -> None:
         return 1.0 / x
 
     assert kernel(inverse)(0.0) == float("inf")
+
+
+def test_parts_of_kernels_leave_the_counts_of_references_as_they_are() -> None:
+    def first_of_rest(x: Floats, n: int) -> float:
+        rest = x[n:]
+        rest[0] += 1.0
+        return float(rest[0])
+
+    part, x = innermost(first_of_rest), np.zeros(3)
+
+    def several(x: Floats) -> float:
+        total = 0.0
+        for n in range(3):
+            total += part(x, n)
+        return total
+
+    whole, before = kernel(several), sys.getrefcount(x)
+    assert [whole(x), part(x, 1)] == [3.0, 2.0]
+    assert sys.getrefcount(x) == before
+    np.testing.assert_array_equal(x, [1.0, 2.0, 1.0])
+
+
+def test_parts_of_kernels_make_no_arrays() -> None:
+    if numba.config.DISABLE_JIT:
+        pytest.skip("plain Python does")
+
+    def made(n: int) -> float:
+        return float(np.zeros(n)[0])
+
+    with pytest.raises(numba.core.errors.NumbaError, match="NRT required"):
+        innermost(made)(3)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 16])
