@@ -104,8 +104,9 @@ def mass_constraint(
     """Target and width of the mass, from a simulation fitted with its own detector.
 
     The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``. The target is the
-    mean of the fitted mass, each pair with the weight that it has in the global fit: it differs from the mean of the
-    generator mass by what the window lets in and by the curvature of m as a function of k, of order (sigma_k/k)^2.
+    mean of the logarithm of the fitted mass, each pair with the weight that it has in the global fit: it differs from
+    that of the generator mass by what the window lets in and by the curvature of m as a function of k, of order
+    (sigma_k/k)^2.
 
     Parameters
     ----------
@@ -126,8 +127,11 @@ def mass_constraint(
     if inside.sum() < 100:
         raise InputError(f"mass window {window}: {inside.sum()} simulated pairs are too few")
     width = float(np.concatenate(gen_mass)[inside].std())
-    weight = 1.0 / (sigma[inside] ** 2 + width**2)
-    return MassConstraint(float(np.average(fitted[inside], weights=weight)), width, window, robust)
+    target = float(np.mean(fitted[inside]))
+    weight = 1.0 / ((sigma[inside] / fitted[inside]) ** 2 + (width / target) ** 2)
+    return MassConstraint(
+        float(np.exp(np.average(np.log(fitted[inside]), weights=weight))), width, window, robust
+    )
 
 
 def module_sums(

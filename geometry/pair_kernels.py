@@ -1,8 +1,8 @@
 r"""Compiled fits of two muons with a common vertex, with or without the mass of their resonance, and what they add to
 the global fit of module parameters.
 
-Nine local parameters: (q/p, lambda, phi) of both muons at the vertex, and the vertex (x, y, z). The mass is one more
-measurement, with
+Nine local parameters: (q/p, lambda, phi) of both muons at the vertex, and the vertex (x, y, z). The logarithm of the
+mass is one more measurement, with
 
 .. math:: \frac{\partial m}{\partial (q/p)_1} = -\frac{p_1}{(q/p)_1}\,\frac{E_2 p_1/E_1 - p_2\cos\psi}{m}
 
@@ -110,14 +110,17 @@ def _add_normal(fit: Fit, muon: int, matrix: Floats, vector: Floats) -> float:
 def _add_mass(
     local: Floats, mu: float, target: float, sigma: float, matrix: Floats, vector: Floats, row: Floats
 ) -> float:
-    """Add the measurement of the mass, ``row`` (9,) its whitened derivatives; its chi2. None where sigma is inf."""
+    """Add the measurement of the mass, ``row`` (9,) its whitened derivatives; its chi2. None where sigma is inf.
+
+    In ln m, whose derivative in the field is 1 for every pair: that of m is m, and goes with the residual.
+    """
     if not math.isfinite(sigma):
         row[:] = 0.0
         return 0.0
     mass = pair_mass_and_derivatives(local, mu, row)
-    r = (target - mass) / sigma
+    r = math.log(target / mass) * target / sigma
     for a in range(N_PAIR):
-        row[a] /= sigma
+        row[a] *= target / (mass * sigma)
     for a in range(N_PAIR):
         vector[a] += row[a] * r
         for b in range(N_PAIR):

@@ -518,6 +518,7 @@ def test_a_detector_of_ones_own(hit_files: Path, tmp_path: Path, command: Comman
     assert json.loads(command("modules", path, "--json").stdout)["units"] == 416
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_muons_are_calibrated_after_the_modules(tmp_path: Path, command: Command) -> None:
     """Hits to A, e, M: modules take off most of the bias, the calibration does not make it worse."""

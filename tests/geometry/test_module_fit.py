@@ -108,8 +108,10 @@ def test_target_is_the_weighted_fitted_mass_and_width_that_of_true_masses() -> N
     parts = (slice(0, 300), slice(300, n))
     found = mass_constraint([chunk(part) for part in parts], [gen[part] for part in parts], (2.9, 3.3), 2.5)
     inside = (status == 0) & (masses >= 2.9) & (masses < 3.3)
-    weight = 1.0 / (sigma[inside] ** 2 + gen[inside].std() ** 2)
-    assert found.target == pytest.approx(np.sum(weight * masses[inside]) / np.sum(weight), rel=1e-12)
+    relative = gen[inside].std() / masses[inside].mean()
+    weight = 1.0 / ((sigma[inside] / masses[inside]) ** 2 + relative**2)
+    logarithm = np.sum(weight * np.log(masses[inside])) / np.sum(weight)
+    assert found.target == pytest.approx(np.exp(logarithm), rel=1e-12)
     assert found.sigma == pytest.approx(gen[inside].std(), rel=1e-12)
     assert (found.window, found.robust) == ((2.9, 3.3), 2.5)
     with pytest.raises(InputError, match="too few"):

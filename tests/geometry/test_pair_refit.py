@@ -170,6 +170,7 @@ def test_pulls() -> None:
     check_pulls(BARREL, BARREL_PLANES, MISALIGNED, 6000, 3.5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pulls_in_the_whole_tracker() -> None:
     check_pulls(CMS, CMS_PLANES, misaligned(CMS, 4), 50_000, 3.5)
@@ -204,8 +205,9 @@ def by_hand(
                 (mass_of(local + step * one) - mass_of(local - step * one)) / (2.0 * step)
                 for one in np.eye(9)
             ]
-            r_all.append(np.array([(mass.target - mass_of(local)) / mass.sigma]))
-            A_all.append(np.array([slope]) / mass.sigma)
+            width = mass.sigma / mass.target
+            r_all.append(np.array([np.log(mass.target / mass_of(local)) / width]))
+            A_all.append(np.array([slope]) / mass_of(local) / width)
             G_all.append(np.zeros((1, sum(sizes))))
         r, A, G = (np.concatenate(x) for x in (r_all, A_all, G_all))
         local = local + np.linalg.lstsq(A, r, rcond=None)[0]
@@ -315,6 +317,7 @@ def test_score_at_the_truth() -> None:
     check_score(BARREL, BARREL_PLANES, MISALIGNED, 6000)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_score_at_the_truth_in_the_whole_tracker() -> None:
     check_score(CMS, CMS_PLANES, misaligned(CMS, 4), 40_000)
@@ -506,6 +509,7 @@ print(json.dumps([x.tolist() for x in (
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_kernels_give_the_same_without_compilation() -> None:
     def run(**environment: str) -> list[Any]:

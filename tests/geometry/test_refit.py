@@ -199,6 +199,7 @@ def test_pulls() -> None:
     assert np.abs(pull).max() < 6.0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pulls_of_many_tracks() -> None:
     """1e5 tracks: chi2/ndf 1 +- 0.01, widths 1 +- 0.02, means below 0.01; that of q/p below 0.003 at 1e6."""
@@ -218,6 +219,7 @@ def test_pulls_of_many_tracks() -> None:
     np.testing.assert_allclose(together.std(axis=0), 1.0, atol=0.005)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pulls_by_charge() -> None:
     """sigma is that at the fitted momentum: where k comes out large, so does sigma, and the mean of q pull is -sigma/k.
