@@ -64,6 +64,19 @@ def test_interpolation_is_exact_for_r_times_z() -> None:
     assert interpolated(3.0, -99.0, table) == pytest.approx(interpolated(3.0, -5.0, table), rel=1e-14)
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [[0.0, 1.0, 2.0, 3.0, 50.0], [0.0, 46.0, 47.0, 48.0, 50.0], [0.0, 10.0, 20.0, 30.0, 40.0], [0.0, 1.0]],
+)
+def test_cells_of_uneven_grids_are_found(grid: list[float]) -> None:
+    r, z = np.array(grid), np.array([-1.0, 1.0])
+    values = np.random.default_rng(1).normal(size=len(grid))
+    table = np.stack([values, values], axis=1)
+    for at in [-3.0, *np.linspace(0.0, 60.0, 241), *grid]:
+        assert field_at(at, 0.0, r, z, table) == pytest.approx(np.interp(at, r, values), abs=1e-14)
+        assert field_at(0.0, at, z, r, table.T.copy()) == pytest.approx(np.interp(at, r, values), abs=1e-14)
+
+
 def test_map_of_the_solenoid() -> None:
     field_map = solenoid_map()
     found = field_at(51.0, 133.0, field_map.r, field_map.z, field_map.table)
