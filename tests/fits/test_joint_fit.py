@@ -588,6 +588,7 @@ class TestOnTemplates:
         bins = bin_information(data, simulated, log_derivatives(data, simulated))
         return of_information(scale_information(bins, name), applied, mass_error=mass_error)
 
+    @pytest.mark.slow
     def test_truth_and_mass_come_back(self) -> None:
         jpsi = self.contribution("Jpsi", 120_000)
         z = self.contribution("Z", 120_000, mass_shift=1e-3, mass_error=1e-2)

@@ -38,6 +38,7 @@ def off(events: DimuonEvents) -> np.ndarray:
     return np.concatenate([one.pt / true.pt - 1.0 for one, true in both])
 
 
+@pytest.mark.slow
 def test_corrections_give_the_true_momenta_to_second_order(hits: SimpleNamespace) -> None:
     before = off(corrected_pairs(hits.pairs, hits.planes, None, EXACT))
     after = off(corrected_pairs(hits.pairs, hits.planes, hits.truth, EXACT))

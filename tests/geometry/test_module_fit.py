@@ -73,6 +73,7 @@ def fitted(data: Pairs, mass: MassConstraint | None) -> MomentumBias:
     return bias(last.corrections.values)
 
 
+@pytest.mark.slow
 def test_the_mass_takes_the_even_bias_off(data: Pairs, mass: MassConstraint) -> None:
     """At least three times smaller with the mass; without it, nothing fixes the momentum scale."""
     before, with_mass, without = bias(NOMINAL), fitted(data, mass), fitted(data, None)
