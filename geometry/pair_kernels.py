@@ -9,7 +9,7 @@ mass is one more measurement, with
 and the local parameters are eliminated exactly: with H = A^T A and b = A^T r of whitened rows,
 C = G^T G - (G^T A) H^{-1} (A^T G), g = G^T r - (G^T A) H^{-1} b (physics.md section 5).
 
-Not for: which pairs are used (`musclecal.geometry.refit`), sums over pairs (`musclecal.geometry.block_sums`).
+Not for: which pairs are used (`musclecal.geometry.pair_refit`), sums over pairs (`musclecal.geometry.block_sums`).
 """
 
 import math

@@ -81,7 +81,7 @@ class ModulesConfig(Table):
     mass_window: tuple[Positive, Positive] | None = None
     """GeV; that of the resonance by default."""
     reference: HitsConfig | None = None
-    """Simulated pairs with truth, whose generator mass in the window gives target and sigma."""
+    """Simulated pairs with truth, whose fitted and generator masses in the window give target and sigma."""
     target: Positive | None = None
     sigma: Positive | None = None
     """GeV"""

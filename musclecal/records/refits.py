@@ -55,11 +55,12 @@ class PairRefits:
 
 @dataclass(frozen=True)
 class MassConstraint:
-    """The mass as a measurement of a pair.
+    """The mass as a measurement of a pair, of ln m with the error sigma/target.
 
     Attributes
     ----------
-    target, sigma : GeV, mean and width of the generator mass after radiation in ``window``: not those of the resonance.
+    target : GeV, of pairs in ``window`` the mean of ln m as fitted in simulation: not the mass of the resonance.
+    sigma : GeV, width of the generator mass after radiation in ``window``: not that of the resonance.
     window : (low, high) GeV, of the mass fitted without constraint.
     robust : a pair that is further from the target than so many standard deviations counts less (Huber); inf: never.
     """
