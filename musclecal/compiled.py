@@ -86,17 +86,28 @@ def n_threads() -> int:
     return max(1, int(os.environ.get("MUSCLECAL_THREADS", 0)) or len(os.sched_getaffinity(0)))
 
 
+_done_before: set[object] = set()
+"""Kinds of work whose kernels are compiled."""
+
+
 def in_order(work: Callable[[_T], _R], blocks: Iterable[_T], threads: int | None = None) -> Iterator[_R]:
     """``work(block)`` for every block on a pool of threads; results come in the order of the blocks.
 
     A few blocks ahead of the one asked for are under way at any time, so an endless ``blocks`` is fine: the
-    caller stops asking.
+    caller stops asking. The first block ever of a kind of work runs alone: it compiles, and numba's tables of types
+    are not safe against several threads that do.
     """
     threads = n_threads() if threads is None else threads
     if threads == 1:
         yield from map(work, blocks)
         return
     waiting = iter(blocks)
+    kind = getattr(work, "__code__", type(work))
+    if kind not in _done_before:
+        for block in islice(waiting, 1):
+            result = work(block)
+            _done_before.add(kind)
+            yield result
     with ThreadPoolExecutor(threads) as pool:
         under_way: list[Future[_R]] = [pool.submit(work, block) for block in islice(waiting, 2 * threads)]
         try:

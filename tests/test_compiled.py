@@ -201,6 +201,25 @@ def test_few_blocks(threads: int, n: int) -> None:
     assert list(in_order(str, range(n), threads)) == [str(block) for block in range(n)]
 
 
+def test_the_first_block_of_a_kind_of_work_runs_alone() -> None:
+    """It compiles: numba's tables of types break when several threads fill them."""
+    under_way, most = set[int](), dict[int, int]()
+
+    def work(block: int) -> int:
+        under_way.add(block)
+        time.sleep(0.02)
+        most[block] = len(under_way)
+        under_way.remove(block)
+        return block
+
+    assert list(in_order(work, range(6), 3)) == list(range(6))
+    assert most[0] == 1
+    assert max(most.values()) > 1
+    most.clear()
+    assert list(in_order(work, range(6), 3)) == list(range(6))
+    assert most[0] > 1
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_endless_blocks_are_taken_a_few_ahead(threads: int) -> None:
     taken = []
