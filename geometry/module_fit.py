@@ -4,12 +4,11 @@ Not for: single parts of it (`musclecal.geometry.refit`, `block_sums`, `module_e
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from musclecal.errors import InputError
 from musclecal.geometry.block_sums import BlockSums
 from musclecal.geometry.modes import (
     Modes,
@@ -25,24 +24,27 @@ from musclecal.geometry.modules import Solver, solve_modules
 from musclecal.geometry.pair_refit import contributions
 from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
 from musclecal.geometry.trace import Planes
-from musclecal.kinematics import pair_masses
 from musclecal.records import (
     Detector,
     Floats,
     MassConstraint,
     ModuleCorrections,
     ModuleSums,
-    PairRefits,
     Pairs,
 )
 
 __all__ = [
-    "ModuleModel", "Pass", "detector_fingerprint", "fit_modules", "gen_masses", "mass_constraint", "module_model",
-    "module_sums",
+    "SETTLED", "ModuleModel", "Pass", "detector_fingerprint", "fit_modules", "is_last", "largest_move", "module_model",
+    "module_sums", "pass_cuts",
 ]  # fmt: skip
 
 N_SLOTS = 4
 """Parameters of a unit: shifts u and v, field, material. 6 with w and gamma."""
+
+SETTLED = 0.5
+"""Prior widths: what is left after a pass that moves no parameter by more is of second order, a few per cent of it."""
+
+_LOOSE_CHI2_PER_NDF = 50.0
 
 _WIDTHS, _MODE_WIDTHS = Widths(), ModeWidths()
 
@@ -81,59 +83,6 @@ def module_model(
     return ModuleModel(kinds, independent_widths(kinds, widths), modes)
 
 
-def gen_masses(pairs: Pairs) -> Floats:
-    """(n_pair,) GeV, true masses after radiation.
-
-    Raises
-    ------
-    InputError : the tracks have no truth.
-    """
-    truth = pairs.tracks.truth
-    if truth is None:
-        raise InputError("pairs: the mass after radiation needs simulated tracks with their truth")
-    pt, eta = np.cos(truth[:, 1]) / np.abs(truth[:, 0]), np.arctanh(np.sin(truth[:, 1]))
-    plus, minus = pairs.pairs.T
-    phi = truth[:, 2]
-    return np.asarray(pair_masses(pt[plus], eta[plus], phi[plus], pt[minus], eta[minus], phi[minus]))
-
-
-def mass_constraint(
-    refits: Sequence[PairRefits], gen_mass: Sequence[Floats], window: tuple[float, float],
-    robust: float = float("inf"),
-) -> MassConstraint:  # fmt: skip
-    """Target and width of the mass, from a simulation fitted with its own detector.
-
-    The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``. The target is the
-    mean of the logarithm of the fitted mass, each pair with the weight that it has in the global fit: it differs from
-    that of the generator mass by what the window lets in and by the curvature of m as a function of k, of order
-    (sigma_k/k)^2.
-
-    Parameters
-    ----------
-    refits, gen_mass : chunks of the same simulated pairs.
-
-    Raises
-    ------
-    InputError : fewer than a hundred pairs in the window.
-    """
-    fitted, sigma = (
-        np.concatenate([getattr(chunk, name) for chunk in refits]) for name in ("mass", "mass_sigma")
-    )
-    inside = (
-        (np.concatenate([chunk.status for chunk in refits]) == 0)
-        & (fitted >= window[0])
-        & (fitted < window[1])
-    )
-    if inside.sum() < 100:
-        raise InputError(f"mass window {window}: {inside.sum()} simulated pairs are too few")
-    width = float(np.concatenate(gen_mass)[inside].std())
-    target = float(np.mean(fitted[inside]))
-    weight = 1.0 / ((sigma[inside] / fitted[inside]) ** 2 + (width / target) ** 2)
-    return MassConstraint(
-        float(np.exp(np.average(np.log(fitted[inside]), weights=weight))), width, window, robust
-    )
-
-
 def module_sums(
     chunks: Iterable[Pairs], detector: Detector, planes: Planes, values: Floats, mass: MassConstraint | None = None,
     cuts: RefitCuts = DEFAULT_CUTS, progress: Callable[[int], None] | None = None,
@@ -165,31 +114,50 @@ class Pass:
     moved: float
 
 
-def fit_modules(
-    summed: Callable[[Floats], ModuleSums], model: ModuleModel, *, most_passes: int = 4, moved: float = 0.5,
-    solver: Solver = "cg",
-) -> Iterator[Pass]:  # fmt: skip
-    """Global fits, each at the parameters of the one before, until none moves by more than ``moved`` prior widths.
+def pass_cuts(cuts: RefitCuts, number: int, most_passes: int) -> RefitCuts:
+    """Cuts of pass ``number``, from 0: loose in the first of several, as a detector that is off loses good hits."""
+    if number > 0 or most_passes == 1:
+        return cuts
+    return cuts._replace(
+        hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=_LOOSE_CHI2_PER_NDF, gradient=np.inf
+    )
 
-    What is left then is of second order: a pass that moves parameters by half a width leaves a few per cent of it.
+
+def is_last(number: int, largest: float, most_passes: int, settled: float = SETTLED) -> bool:
+    """Whether no pass follows ``number``, which has moved parameters by up to ``largest`` prior widths.
+
+    The first of several never is the last: its cuts are loose.
+    """
+    return number + 1 >= most_passes or (number > 0 and largest < settled)
+
+
+def fit_modules(
+    summed: Callable[[Floats, RefitCuts], ModuleSums], model: ModuleModel, *, cuts: RefitCuts = DEFAULT_CUTS,
+    most_passes: int = 4, settled: float = SETTLED, solver: Solver = "cg",
+) -> Iterator[Pass]:  # fmt: skip
+    """Global fits, each at the parameters of the one before, until none moves by more than ``settled`` prior widths.
 
     Parameters
     ----------
-    summed : sums of all samples for tracks fitted at the parameters (n_units, P) that it is given.
+    summed : sums of all samples for tracks fitted at the parameters (n_units, P) and with the cuts that it is given.
 
     Raises
     ------
     InputError : as `solve_modules`.
     """
     values = np.zeros(model.widths.shape)
-    for _ in range(most_passes):
-        sums = summed(values)
+    for number in range(most_passes):
+        sums = summed(values, pass_cuts(cuts, number, most_passes))
         equations = ModuleEquations(sums, model.widths, model.modes)
         corrections = solve_modules(equations, model.kinds, solver=solver)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            change = np.abs(corrections.values - values) / model.widths
-        largest = float(np.max(change[model.widths > 0.0]))
+        moved = largest_move(corrections.values, values, model.widths)
         values = corrections.values
-        yield Pass(sums, corrections, largest)
-        if largest < moved:
+        yield Pass(sums, corrections, moved)
+        if is_last(number, moved, most_passes, settled):
             return
+
+
+def largest_move(values: Floats, before: Floats, widths: Floats) -> float:
+    """The largest change of a parameter in units of its prior width; all (n_units, P)."""
+    fitted = widths > 0.0
+    return float(np.max(np.abs(values - before)[fitted] / widths[fitted], initial=0.0))

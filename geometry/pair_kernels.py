@@ -108,9 +108,9 @@ def _add_normal(fit: Fit, muon: int, matrix: Floats, vector: Floats) -> float:
 
 @innermost
 def _add_mass(
-    local: Floats, mu: float, target: float, sigma: float, matrix: Floats, vector: Floats, row: Floats
+    local: Floats, mu: float, log_target: float, sigma: float, matrix: Floats, vector: Floats, row: Floats
 ) -> float:
-    """Add the measurement of the mass, ``row`` (9,) its whitened derivatives; its chi2. None where sigma is inf.
+    """Add the measurement of ln m, ``row`` (9,) its whitened derivatives; its chi2. None where sigma is inf.
 
     In ln m, whose derivative in the field is 1 for every pair: that of m is m, and goes with the residual.
     """
@@ -118,9 +118,9 @@ def _add_mass(
         row[:] = 0.0
         return 0.0
     mass = pair_mass_and_derivatives(local, mu, row)
-    r = math.log(target / mass) * target / sigma
+    r = (log_target - math.log(mass)) / sigma
     for a in range(N_PAIR):
-        row[a] *= target / (mass * sigma)
+        row[a] /= mass * sigma
     for a in range(N_PAIR):
         vector[a] += row[a] * r
         for b in range(N_PAIR):
@@ -131,12 +131,12 @@ def _add_mass(
 @innermost
 def fit_pair(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
-    target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
+    log_target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
     most_steps: int, tolerance: float,
 ) -> tuple[int, float]:  # fmt: skip
     """Improve ``local`` (9,) from its start value; status and chi2. ``matrix`` (9, 9) is then the factor of H.
 
-    ``sigma`` (GeV) is infinite where the mass is not measured. The end is where the next step would lower chi2 by less
+    ``sigma``, of ln m, is infinite where the mass is not measured. The end is where the next step would lower chi2 by less
     than ``tolerance``; that step is still made.
     """
     start, unity, mass_row = work[0, :6], work[1:7, :6], work[7, :N_PAIR]
@@ -156,7 +156,7 @@ def fit_pair(
             if not whiten(fits[muon], _START + 1):
                 return NOT_POSITIVE, chi2
             chi2 += _add_normal(fits[muon], muon, matrix, vector)
-        chi2 += _add_mass(local, planes.muon_mass, target, sigma, matrix, vector, mass_row)
+        chi2 += _add_mass(local, planes.muon_mass, log_target, sigma, matrix, vector, mass_row)
         if not cholesky(matrix, N_PAIR):
             return NOT_POSITIVE, chi2
         column = vector.reshape(N_PAIR, 1)
@@ -189,7 +189,7 @@ def mass_variance(local: Floats, factor: Floats, mu: float, work: Floats) -> tup
 @innermost
 def eliminate(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
-    target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
+    log_target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
     units: NDArray[np.int32], projected: Floats, c: Floats, g: Floats,
 ) -> int:  # fmt: skip
     """C and g of a pair at its fitted ``local``; the number of units, or -1.
@@ -211,7 +211,7 @@ def eliminate(
         if not whiten(fit, _START + 1 + (n_units - n_first) * n_slot):
             return -1
         _add_normal(fit, muon, matrix, vector)
-    _add_mass(local, planes.muon_mass, target, sigma, matrix, vector, mass_row)
+    _add_mass(local, planes.muon_mass, log_target, sigma, matrix, vector, mass_row)
     if not cholesky(matrix, N_PAIR):
         return -1
     n_column, border = n_units * n_slot, n_first * n_slot

@@ -26,7 +26,7 @@ from musclecal.geometry.refit import (
     fit_clean,
     hits_of,
 )
-from musclecal.geometry.refit_kernels import CONVERGED, Fit, Hits, new_fit
+from musclecal.geometry.refit_kernels import CONVERGED, Fit, Hits, new_fit, wrapped
 from musclecal.geometry.small_matrices import inverse_of
 from musclecal.geometry.trace import Planes
 from musclecal.records import Floats, Ints, MassConstraint, PairRefits, Tracks
@@ -45,6 +45,7 @@ class Contributions(NamedTuple):
     units : (n, n_max) met by the pair, a unit may be there for each muon; -1 where there is none.
     matrix : (n, n_max P, n_max P) on and above the diagonal of blocks. vector : (n, n_max P).
     chi2, ndf : (n,) of the fit, its mass counted where it is a measurement. good : (n,) whether the pair is used.
+    mass, mass_sigma : (n,) GeV, fitted without the mass as a measurement; nan where there is no fit.
     """
 
     units: NDArray[np.int32]
@@ -53,6 +54,8 @@ class Contributions(NamedTuple):
     chi2: Floats
     ndf: Ints
     good: NDArray[np.bool_]
+    mass: Floats
+    mass_sigma: Floats
 
 
 class _Room(NamedTuple):
@@ -136,6 +139,7 @@ def _fit_pairs(
         inverse_of(room.matrix, N_PAIR, covariance[t])
         mass[t], variance = mass_variance(local[t], room.matrix, planes.muon_mass, room.work)
         mass_sigma[t] = math.sqrt(variance)
+        local[t, 2], local[t, 5] = wrapped(local[t, 2]), wrapped(local[t, 5])
 
 
 def refit_pairs(
@@ -189,8 +193,8 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
 def _contribute(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
     planes: Planes, parameters: Floats, cuts: RefitCuts,
-    target: float, sigma: float, low: float, high: float, robust: float, units: NDArray[np.int32], matrix: Floats,
-    vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
+    log_target: float, growth: float, width: float, low: float, high: float, robust: float, units: NDArray[np.int32],
+    matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_], mass: Floats, mass_sigma: Floats,
 ) -> None:  # fmt: skip
     n_slot = parameters.shape[1]
     room = _new_room(module.shape[1], n_slot)
@@ -198,6 +202,7 @@ def _contribute(
     for t in range(len(pairs)):
         units[t, :] = -1
         good[t] = False
+        mass[t] = mass_sigma[t] = math.nan
         plus, n_plus = hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
         minus, n_minus = hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
         status, chi2[t], ndf[t], _ = _fit_free(
@@ -205,23 +210,26 @@ def _contribute(
         )
         if status != CONVERGED or not chi2[t] <= cuts.chi2_per_ndf * ndf[t]:
             continue
-        mass, variance = mass_variance(local, room.matrix, planes.muon_mass, room.work)
-        if not low <= mass < high:
+        mass[t], variance = mass_variance(local, room.matrix, planes.muon_mass, room.work)
+        mass_sigma[t] = math.sqrt(variance)
+        if not low <= mass[t] < high:
             continue
-        width = sigma
-        if math.isfinite(sigma):
-            far = abs(mass - target) / math.sqrt(variance + sigma * sigma)
+        wanted, sigma = log_target, width
+        if math.isfinite(width):
+            resolution = variance / (mass[t] * mass[t])
+            wanted += growth * resolution
+            far = abs(math.log(mass[t]) - wanted) / math.sqrt(resolution + width * width)
             if far > robust:
-                width = sigma * math.sqrt(far / robust)
+                sigma = width * math.sqrt(far / robust)
             ndf[t] += 1
             status, chi2[t] = fit_pair(
-                plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.fits, room.matrix,
+                plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fits, room.matrix,
                 room.vector, room.work, STEPS, cuts.tolerance,
             )  # fmt: skip
             if status != CONVERGED:
                 continue
         n_units = eliminate(
-            plus, n_plus, minus, n_minus, planes, parameters, local, target, width, room.with_parameters, room.matrix,
+            plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.with_parameters, room.matrix,
             room.vector, room.work, units[t], room.projected, matrix[t], vector[t],
         )  # fmt: skip
         good[t] = n_units > 0 and _largest_pull(matrix[t], vector[t], n_units * n_slot) < cuts.gradient
@@ -255,11 +263,14 @@ def contributions(
     """
     values = checked_parameters(tracks, planes, parameters)
     pairs = _checked_pairs(tracks, pairs)
-    target, sigma, (low, high), robust = 0.0, math.inf, (0.0, math.inf), math.inf
+    log_target, growth, width, (low, high), robust = 0.0, 0.0, math.inf, (0.0, math.inf), math.inf
     if mass is not None:
-        target, sigma, (low, high), robust = mass.target, mass.sigma, mass.window, mass.robust
-        if not (target > 0.0 and sigma > 0.0 and low < high and robust > 0.0):
-            raise InputError(f"mass: target, sigma and robust must be positive, the window not empty: {mass}")
+        (low, high), robust, growth = mass.window, mass.robust, mass.growth
+        if not (mass.target > 0.0 and mass.sigma > 0.0 and low < high and robust > 0.0 and math.isfinite(growth)):
+            raise InputError(
+                f"mass: target, sigma and robust must be positive, the window not empty, growth finite: {mass}"
+            )
+        log_target, width = math.log(mass.target), mass.sigma / mass.target
     n_max, n_slot = 2 * tracks.module.shape[1], values.shape[1]
 
     def block(first: int) -> Contributions:
@@ -267,12 +278,13 @@ def contributions(
         n = len(part)
         out = Contributions(
             np.empty((n, n_max), np.int32), np.empty((n, n_max * n_slot, n_max * n_slot)),
-            np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_),
+            np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n),
+            np.empty(n),
         )  # fmt: skip
         _contribute(
             part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values,
-            cuts, target, sigma, low, high, robust, out.units,
-            out.matrix, out.vector, out.chi2, out.ndf, out.good,
+            cuts, log_target, growth, width, low, high, robust, out.units,
+            out.matrix, out.vector, out.chi2, out.ndf, out.good, out.mass, out.mass_sigma,
         )  # fmt: skip
         return out
 

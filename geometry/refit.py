@@ -25,6 +25,7 @@ from musclecal.geometry.refit_kernels import (
     outlier_chi2,
     seed,
     track_jacobian,
+    wrapped,
 )
 from musclecal.geometry.trace import Planes
 from musclecal.records import Floats, Ints, Refits, Tracks
@@ -129,6 +130,8 @@ def _fit_tracks(
             local[t, :] = math.nan
             covariance[t, :, :] = math.nan
             chi2[t] = math.nan
+        else:
+            local[t, 2] = wrapped(local[t, 2])
 
 
 def refit_tracks(

@@ -98,6 +98,12 @@ def perigee_state(local: Floats, state: Floats, derivative: Floats) -> None:
 
 
 @innermost
+def wrapped(phi: float) -> float:
+    """The same angle from -pi to pi."""
+    return phi - 2.0 * math.pi * math.floor((phi + math.pi) / (2.0 * math.pi))
+
+
+@innermost
 def measured_rows(hits: Hits, n: int, n_start: int, fit: Fit) -> int:
     """Fill A, r and the lower triangle of V of ``fit`` from its trace; the number of measured rows."""
     out, rows, lower, kicks, which = fit.trace, fit.rows, fit.lower, fit.kicks, fit.which

@@ -88,8 +88,8 @@ class ModulesConfig(Table):
     robust: Positive | None = None
     """Standard deviations beyond which a mass counts less."""
     free: FreePairsConfig | None = None
-    passes: Annotated[int, Field(ge=1, le=5)] = 2
-    """Times that all tracks are fitted again with what was found."""
+    passes: Annotated[int, Field(ge=1, le=5)] = 4
+    """Times that all tracks are fitted, at most: from the second on, a pass that moves little is the last."""
     parameters: Literal[4, 6] = 4
     """Of a unit: u, v, field, material; 6 with w and gamma."""
     solver: Literal["cg", "direct"] = "cg"

@@ -82,7 +82,7 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
         "units_without_hits": c.without_hits.tolist(),
         "parameters": int(np.count_nonzero(c.kinds)),
         "pairs": c.n_pairs,
-        "passes": campaign.module_passes,
+        "passes": int(before_last["passes"]),
         "moved": before_last["moved"],
         "chi2_before": first["chi2"],
         "chi2_after": c.chi2,
@@ -136,7 +136,7 @@ def modules_text(campaign: Campaign) -> str:
     """The global fit on half a page."""
     c, layers = campaign.module_corrections(), _layer_of(campaign.detector)
     last = campaign.module_passes - 1
-    before, moved = campaign.module_fit_before(0), campaign.module_fit_before(last)["moved"]
+    before, after = campaign.module_fit_before(0), campaign.module_fit_before(last)
     used = int(np.count_nonzero(c.uses))
     bound = " (errors are lower bounds)" if c.sigma_is != "exact" else ""
     lines = [
@@ -144,7 +144,7 @@ def modules_text(campaign: Campaign) -> str:
         f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} pairs",
         f"chi2 of the tracks {before['chi2']:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
         f"{before['chi2'] / before['ndf']:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
-        f"{campaign.module_passes} passes, the last one moved no parameter by more than {moved:.2g} prior widths; "
+        f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior widths; "
         f"{c.iterations} iterations, residual {c.residual:.1e}",
         _without_hits_text(c, layers),
     ]

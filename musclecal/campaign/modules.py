@@ -29,9 +29,12 @@ from musclecal.geometry.module_fit import (
     ModuleModel,
     detector_fingerprint,
     gen_masses,
+    is_last,
+    largest_move,
     mass_constraint,
     module_model,
     module_sums,
+    pass_cuts,
 )
 from musclecal.geometry.modules import solve_modules
 from musclecal.geometry.pair_refit import refit_pairs
@@ -293,7 +296,8 @@ class ModuleStages(Inputs):
         mass = None if free or not self._modules.mass else self.mass_task()
         before = () if passes == 0 else (self._solve_task(passes - 1),)
         output = self._module_folder / f"sums_{passes}_{name}.h5"
-        options = {**self._detector_options, "cuts": self._cuts._asdict(), "mass": mass is not None}
+        cuts = pass_cuts(self._cuts, passes, self.module_passes)
+        options = {**self._detector_options, "cuts": cuts._asdict(), "mass": mass is not None}
         run = partial(self._sum, passes, file, mass, output)
         inputs = self._detector_files + (() if made else (file,))
         after = (*made, *(() if mass is None else (mass,)), *before)
@@ -301,11 +305,12 @@ class ModuleStages(Inputs):
 
     def _sum(self, passes: int, file: str, mass: Task | None, output: Path) -> None:
         constraint = None if mass is None else load(mass.output, MassConstraint)
+        needed, cuts = not self._is_settled(passes), pass_cuts(self._cuts, passes, self.module_passes)
         sums = module_sums(
-            self._pairs([file]), self.detector, self._planes, self._values_before(passes), constraint, self._cuts,
-            lambda done: self.progress(done, None),
+            self._pairs([file] if needed else []), self.detector, self._planes, self._values_before(passes), constraint,
+            cuts, lambda done: self.progress(done, None),
         )  # fmt: skip
-        if sums.n_pairs == 0:
+        if needed and sums.n_pairs == 0:
             raise InputError(f"{file}: no pair of tracks that can be used")
         save(output, sums)
 
@@ -314,11 +319,15 @@ class ModuleStages(Inputs):
             return np.zeros((self.detector.n_units, self._modules.parameters))
         return load(self._solve_task(passes - 1).output, ModuleCorrections).values
 
+    def _is_settled(self, passes: int) -> bool:
+        """Whether an earlier pass was the last that is needed: then this one has no sums, and repeats what it found."""
+        return passes > 0 and self.module_fit_before(passes - 1)["is_last"] > 0.0
+
     # The global fit
 
     @property
     def module_passes(self) -> int:
-        """How many global fits there are: one, if the sums are given."""
+        """How many global fits there are at most: one, if the sums are given."""
         return 1 if self._modules.sums else self._modules.passes
 
     @cached_property
@@ -348,8 +357,9 @@ class ModuleStages(Inputs):
             "widths": {name: repr(width) for name, width in m.widths.items()},
             "mode_widths": m.mode_widths,
             "weight": None if m.free is None else m.free.weight,
+            "last": passes + 1 == self.module_passes,
         }
-        run = partial(self._solve, weights, output)
+        run = partial(self._solve, passes, weights, output)
         return Task(
             f"modules/corrections@{passes}",
             "modules",
@@ -360,14 +370,23 @@ class ModuleStages(Inputs):
             sums,
         )
 
-    def _solve(self, weights: Mapping[str, float], output: Path) -> None:
+    def _solve(self, passes: int, weights: Mapping[str, float], output: Path) -> None:
+        if self._is_settled(passes):
+            about = self.module_fit_before(passes - 1)
+            save(output, self.module_corrections(passes - 1), attributes={"before": json.dumps(about)})
+            return
         sums = self._merged(weights)
         model = self.module_model
         equations = ModuleEquations(sums, model.widths, model.modes)
         found = solve_modules(equations, model.kinds, solver=self._modules.solver)
-        fitted = model.widths > 0.0
-        change = np.abs(found.values - sums.values)[fitted] / model.widths[fitted]
-        about = {"chi2": sums.chi2, "ndf": sums.ndf, "moved": float(change.max(initial=0.0))}
+        moved = largest_move(found.values, sums.values, model.widths)
+        about = {
+            "chi2": sums.chi2,
+            "ndf": sums.ndf,
+            "moved": moved,
+            "passes": passes + 1,
+            "is_last": float(is_last(passes, moved, self.module_passes)),
+        }
         save(output, found, attributes={"before": json.dumps(about)})
 
     def _merged(self, weights: Mapping[str, float]) -> ModuleSums:
@@ -409,7 +428,8 @@ class ModuleStages(Inputs):
         return load(self._solve_task(which).output, ModuleCorrections)
 
     def module_fit_before(self, passes: int) -> dict[str, float]:
-        """chi2 and ndf of the tracks as a pass has fitted them, and how far it ``moved``, in prior widths."""
+        """chi2 and ndf of the tracks as a pass has fitted them, how far it ``moved`` (prior widths), and ``passes``
+        until then; of a pass that was not needed, that before it."""
         found: dict[str, float] = json.loads(load_attributes(self._solve_task(passes).output)["before"])
         return found
 

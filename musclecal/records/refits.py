@@ -55,17 +55,19 @@ class PairRefits:
 
 @dataclass(frozen=True)
 class MassConstraint:
-    """The mass as a measurement of a pair, of ln m with the error sigma/target.
+    """The mass as a measurement of a pair: ln m = ln target + growth (sigma_m/m)^2 with the error sigma/target.
 
     Attributes
     ----------
-    target : GeV, of pairs in ``window`` the mean of ln m as fitted in simulation: not the mass of the resonance.
+    target : GeV, with which a simulation in ``window`` wants no change of the field: not the mass of the resonance.
     sigma : GeV, width of the generator mass after radiation in ``window``: not that of the resonance.
     window : (low, high) GeV, of the mass fitted without constraint.
-    robust : a pair that is further from the target than so many standard deviations counts less (Huber); inf: never.
+    robust : a pair that is further from its target than so many standard deviations counts less (Huber); inf: never.
+    growth : of the target with the resolution sigma_m of a pair's fitted mass m (`musclecal.geometry.mass_target`).
     """
 
     target: float
     sigma: float
     window: tuple[float, float]
     robust: float = float("inf")
+    growth: float = 0.0

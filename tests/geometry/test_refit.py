@@ -67,7 +67,7 @@ def simulated(n: int, seed: int, first: int = 1, **effects: Any) -> Tracks:
 
 
 def wrapped(phi: Floats) -> Floats:
-    """Fits do not wrap phi: near +-pi it may be a turn away from the truth."""
+    """Near +-pi a difference may be a turn."""
     return np.asarray((phi + np.pi) % (2.0 * np.pi) - np.pi)
 
 
@@ -83,6 +83,20 @@ def pulls(refits: Refits, tracks: Tracks) -> Floats:
     np.testing.assert_array_equal(refits.status, CONVERGED)
     sigma: Floats = np.sqrt(np.einsum("nii->ni", refits.covariance))
     return off_truth(refits, tracks) / sigma
+
+
+def test_phi_is_from_minus_pi_to_pi() -> None:
+    """Also of tracks next to the edge, which noise moves across it."""
+    n = 400
+    phi = np.where(np.arange(n) % 2, np.pi, -np.pi) * (1.0 - 1e-5)
+    charge = np.where(np.arange(n) % 3, 1.0, -1.0)
+    states = start_states(charge, np.full(n, 4.0), np.linspace(-0.8, 0.8, n), phi)
+    refits = refit_tracks(simulate_tracks(track_maker(BARREL, FIELD), states, 5), BARREL_PLANES)
+    found = refits.local[refits.status == CONVERGED, 2]
+    assert len(found) > 390
+    assert np.all((found >= -np.pi) & (found <= np.pi))
+    assert 20 < np.sum(np.sign(found) != np.sign(phi[refits.status == CONVERGED])) < 380
+    np.testing.assert_allclose(np.abs(found), np.pi, atol=0.02)
 
 
 @pytest.mark.parametrize("n_slots", [4, 6])

@@ -1,0 +1,148 @@
+r"""The mass as a measurement: target and width from a simulation of the nominal detector.
+
+The target is not the mass of the resonance, nor the mean of the generator mass: the mass is curved as a function of
+the measured curvatures, which adds some :math:`s^2` to the mean of ln m, :math:`s = \sigma_m/m`; radiation is cut by the
+window more or less sharply; and each pair has its own weight. So what is asked for is that the simulation, in which
+nothing is wrong, wants no change of the field: with g and C the gradient and the curvature that a pair adds to the
+global fit along the field as a whole, :math:`\ln t = a + b s^2` solves
+
+.. math:: \sum_e \begin{pmatrix} 1 \\ s_e^2 \end{pmatrix} \left(g_e - C_e\,\delta\ln t_e\right) = 0
+
+With one target for all pairs, those of good and of bad resolution would be off by some 1e-4 in opposite directions.
+
+Not for: the row itself (`musclecal.geometry.pair_kernels`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from musclecal.compiled import kernel
+from musclecal.errors import InputError
+from musclecal.geometry.pair_refit import Contributions, contributions, refit_pairs
+from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
+from musclecal.geometry.trace import B, Planes
+from musclecal.kinematics import pair_masses
+from musclecal.records import Floats, MassConstraint, Pairs
+
+__all__ = ["gen_masses", "mass_constraint"]
+
+_START = 20_000
+"""Pairs that the start value is taken from."""
+_LEAST = 100
+
+
+def gen_masses(pairs: Pairs) -> Floats:
+    """(n_pair,) GeV, true masses after radiation.
+
+    Raises
+    ------
+    InputError : the tracks have no truth.
+    """
+    truth = pairs.tracks.truth
+    if truth is None:
+        raise InputError("pairs: the mass after radiation needs simulated tracks with their truth")
+    pt, eta = np.cos(truth[:, 1]) / np.abs(truth[:, 0]), np.arctanh(np.sin(truth[:, 1]))
+    plus, minus = pairs.pairs.T
+    phi = truth[:, 2]
+    return np.asarray(pair_masses(pt[plus], eta[plus], phi[plus], pt[minus], eta[minus], phi[minus]))
+
+
+def mass_constraint(
+    simulated: Callable[[], Iterable[Pairs]], planes: Planes, window: tuple[float, float],
+    robust: float = float("inf"), cuts: RefitCuts = DEFAULT_CUTS,
+) -> MassConstraint:  # fmt: skip
+    """Target and width from pairs with truth, which are fitted with their own detector.
+
+    The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``.
+
+    Parameters
+    ----------
+    simulated : gives the chunks of the sample, each time it is called: once, and again with ``robust``, where the weight
+        of a pair depends on the target.
+
+    Raises
+    ------
+    InputError : fewer than a hundred pairs in the window, or tracks without truth.
+    """
+    found = _start(simulated(), planes, window, robust, cuts)
+    for _ in range(1 if np.isinf(robust) else 2):
+        found = _improved(found, simulated(), planes, cuts)
+    return found
+
+
+def _start(
+    chunks: Iterable[Pairs], planes: Planes, window: tuple[float, float], robust: float, cuts: RefitCuts
+) -> MassConstraint:
+    """Width, and the mean of ln m as fitted, from the first pairs."""
+    mass, sigma, true = [], [], []
+    for pairs in _first(chunks, _START):
+        fits = refit_pairs(pairs.tracks, pairs.pairs, planes, None, cuts)
+        inside = (fits.status == 0) & (fits.mass >= window[0]) & (fits.mass < window[1])
+        mass.append(fits.mass[inside])
+        sigma.append(fits.mass_sigma[inside])
+        true.append(gen_masses(pairs)[inside])
+    n = sum(map(len, mass))
+    if n < _LEAST:
+        raise InputError(f"mass window {window}: {n} simulated pairs are too few")
+    log_mass, width = np.log(np.concatenate(mass)), float(np.std(np.concatenate(true)))
+    variance = (np.concatenate(sigma) / np.exp(log_mass)) ** 2
+    target, weight = float(np.median(log_mass)), np.ones(n)
+    for _ in range(30 if np.isfinite(robust) else 1):
+        own = (width * np.exp(-target)) ** 2
+        far = np.abs(log_mass - target) / np.sqrt(variance + own)
+        weight = 1.0 / (variance + own * np.maximum(far / robust, 1.0))
+        target = float(np.average(log_mass, weights=weight))
+    return MassConstraint(float(np.exp(target)), width, window, robust)
+
+
+def _improved(
+    mass: MassConstraint, chunks: Iterable[Pairs], planes: Planes, cuts: RefitCuts
+) -> MassConstraint:
+    """The constraint whose target solves the equation above, from one whose target is nearly right."""
+    parts: list[Floats] = []
+    for pairs in chunks:
+        for part in contributions(pairs.tracks, pairs.pairs, planes, None, mass, cuts):
+            gradient, curvature = _along_field(part)
+            s2 = (part.mass_sigma[part.good] / part.mass[part.good]) ** 2
+            parts.append(np.stack([gradient, curvature, s2]))
+    gradient, curvature, s2 = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0))
+    if gradient.size < _LEAST:
+        raise InputError(f"mass window {mass.window}: {gradient.size} simulated pairs are too few")
+    basis = np.stack([np.ones_like(s2), s2])
+    # A field that is to fall means a target that is to rise
+    a, b = -np.linalg.solve((curvature * basis) @ basis.T, basis @ gradient)
+    return replace(mass, target=mass.target * float(np.exp(a)), growth=mass.growth + float(b))
+
+
+def _along_field(part: Contributions) -> tuple[Floats, Floats]:
+    """g and C of the good pairs along a change of the field that is the same everywhere."""
+    good = part.good
+    n_slots = part.vector.shape[1] // max(part.units.shape[1], 1)
+    sums = np.zeros((2, int(np.sum(good))))
+    _sum_field(part.units[good], part.matrix[good], part.vector[good], n_slots, sums)
+    return sums[0], sums[1]
+
+
+@kernel
+def _sum_field(units: np.ndarray, matrix: Floats, vector: Floats, n_slots: int, sums: Floats) -> None:
+    for e in range(units.shape[0]):
+        for a in range(units.shape[1]):
+            if units[e, a] < 0:
+                continue
+            i = a * n_slots + B
+            sums[0, e] += vector[e, i]
+            sums[1, e] += matrix[e, i, i]
+            for b in range(a + 1, units.shape[1]):
+                if units[e, b] >= 0:
+                    sums[1, e] += 2.0 * matrix[e, i, b * n_slots + B]
+
+
+def _first(chunks: Iterable[Pairs], n: int) -> Iterator[Pairs]:
+    """Chunks, of which the last is cut, with ``n`` pairs in all if there are so many."""
+    for chunk in chunks:
+        yield chunk if len(chunk) <= n else chunk.select(np.arange(n))
+        n -= len(chunk)
+        if n <= 0:
+            return
