@@ -30,20 +30,18 @@ import numpy as np
 from musclecal.geometry.block_matrix import block_times
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.mass_target import mass_constraint
 from musclecal.geometry.misalignment import misaligned
 from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import (
     ModuleModel,
     Pass,
     fit_modules,
-    gen_masses,
-    mass_constraint,
     module_model,
     module_sums,
 )
 from musclecal.geometry.modules import variance_of
 from musclecal.geometry.momentum_bias import MomentumBias, bias_combinations, momentum_bias
-from musclecal.geometry.pair_refit import refit_pairs
 from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
 from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
 from musclecal.records import (
@@ -60,8 +58,6 @@ from musclecal.simulate import SimulationSettings
 
 WINDOW = (2.9, 3.3)
 """GeV, of the fitted mass."""
-FIRST_PASS = RefitCuts(hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=50.0, gradient=np.inf)
-"""A detector that is 0.1 mm off would lose good hits."""
 EFFECTS = DetectorEffects(efficiency=0.98)
 REFERENCE_PAIRS = 500_000
 """The error of their mean mass is 1.5e-5."""
@@ -108,11 +104,7 @@ def reference_mass(setup: Setup, seed: int) -> MassConstraint:
     """From a simulation in which nothing is wrong."""
     nominal = np.zeros_like(setup.truth)
     planes = planes_of(setup.detector, setup.field_map)
-    fitted, true = [], []
-    for chunk in setup.pairs(nominal, REFERENCE_PAIRS, seed):
-        fitted.append(refit_pairs(chunk.tracks, chunk.pairs, planes))
-        true.append(gen_masses(chunk))
-    return mass_constraint(fitted, true, WINDOW)
+    return mass_constraint(lambda: setup.pairs(nominal, REFERENCE_PAIRS, seed), planes, WINDOW)
 
 
 def scores(sums: ModuleSums, model: ModuleModel) -> tuple[dict[str, float], dict[str, float]]:
@@ -163,8 +155,7 @@ def run(
     begun = time.perf_counter()
     passes: list[Pass] = []
 
-    def summed(values: Floats) -> ModuleSums:
-        cuts = DEFAULT_CUTS if np.any(values) else FIRST_PASS
+    def summed(values: Floats, cuts: RefitCuts) -> ModuleSums:
         return module_sums(chunks, detector, planes, values, mass, cuts)
 
     for each in fit_modules(summed, model, most_passes=options.passes):

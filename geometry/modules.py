@@ -87,12 +87,12 @@ def variance_of(
     combinations: Floats,
     *,
     solver: Solver = "cg",
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-4,
     most_iterations: int = 300,
 ) -> Floats:
     """(n_c, n_c) covariance of linear combinations (n_c, n_units, P) of the parameters: c K^-1 c^T.
 
-    Parameters that are not in use count as known. Raises InputError as `solve_modules` does.
+    Its relative error is of second order in ``tolerance``. Parameters that are not in use count as known. Raises InputError as `solve_modules` does.
     """
     if combinations.shape[1:] != equations.sums.values.shape:
         raise InputError(

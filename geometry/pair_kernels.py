@@ -131,7 +131,7 @@ def _add_mass(
 @innermost
 def fit_pair(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
-    log_target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
+    log_target: float, sigma: float, fit: Fit, matrix: Floats, vector: Floats, work: Floats,
     most_steps: int, tolerance: float,
 ) -> tuple[int, float]:  # fmt: skip
     """Improve ``local`` (9,) from its start value; status and chi2. ``matrix`` (9, 9) is then the factor of H.
@@ -150,12 +150,12 @@ def fit_pair(
         chi2 = 0.0
         for muon in range(2):
             hits, n = (plus, n_plus) if muon == 0 else (minus, n_minus)
-            status = _follow(hits, n, muon, planes, parameters, False, local, fits[muon], start, unity)
+            status = _follow(hits, n, muon, planes, parameters, False, local, fit, start, unity)
             if status != CONVERGED:
                 return status, chi2
-            if not whiten(fits[muon], _START + 1):
+            if not whiten(fit, _START + 1):
                 return NOT_POSITIVE, chi2
-            chi2 += _add_normal(fits[muon], muon, matrix, vector)
+            chi2 += _add_normal(fit, muon, matrix, vector)
         chi2 += _add_mass(local, planes.muon_mass, log_target, sigma, matrix, vector, mass_row)
         if not cholesky(matrix, N_PAIR):
             return NOT_POSITIVE, chi2
@@ -189,40 +189,37 @@ def mass_variance(local: Floats, factor: Floats, mu: float, work: Floats) -> tup
 @innermost
 def eliminate(
     plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, local: Floats,
-    log_target: float, sigma: float, fits: tuple[Fit, Fit], matrix: Floats, vector: Floats, work: Floats,
+    log_target: float, sigma: float, fit: Fit, matrix: Floats, vector: Floats, work: Floats,
     units: NDArray[np.int32], projected: Floats, c: Floats, g: Floats,
 ) -> int:  # fmt: skip
     """C and g of a pair at its fitted ``local``; the number of units, or -1.
 
-    ``fits`` have room for columns of parameters. ``units`` (n,), ``c`` (n P, n P) with the blocks on and above the
+    ``fit`` has room for columns of parameters. ``units`` (n,), ``c`` (n P, n P) with the blocks on and above the
     diagonal, ``g`` (n P,); ``projected`` (9, n P) is room for L_H^-1 A^T G.
     """
     start, unity, mass_row = work[0, :6], work[1:7, :6], work[7, :N_PAIR]
     n_slot = parameters.shape[1]
     matrix[:, :] = 0.0
     vector[:] = 0.0
-    n_first, n_units = 0, 0
+    n_units = 0
     for muon in range(2):
-        hits, n, fit = (plus, n_plus, fits[0]) if muon == 0 else (minus, n_minus, fits[1])
+        hits, n = (plus, n_plus) if muon == 0 else (minus, n_minus)
         if _follow(hits, n, muon, planes, parameters, True, local, fit, start, unity) != CONVERGED:
             return -1
-        n_first = n_units
-        n_units += parameter_rows(hits, n, _START, planes, parameters, fit, units[n_first:])
-        if not whiten(fit, _START + 1 + (n_units - n_first) * n_slot):
+        first = n_units * n_slot
+        n_units += parameter_rows(hits, n, _START, planes, parameters, fit, units[n_units:])
+        last = n_units * n_slot
+        if not whiten(fit, _START + 1 + last - first):
             return -1
         _add_normal(fit, muon, matrix, vector)
+        projected[:, first:last] = 0.0
+        c[:last, first:last] = 0.0
+        g[first:last] = 0.0
+        _add_parameters(fit, muon, n_slot, projected[:, first:last], c[first:last, first:last], g[first:last])
     _add_mass(local, planes.muon_mass, log_target, sigma, matrix, vector, mass_row)
     if not cholesky(matrix, N_PAIR):
         return -1
-    n_column, border = n_units * n_slot, n_first * n_slot
-    projected[:, :n_column] = 0.0
-    c[:n_column, :n_column] = 0.0
-    g[:n_column] = 0.0
-    for muon in range(2):
-        first, last = (0, border) if muon == 0 else (border, n_column)
-        _add_parameters(
-            fits[muon], muon, n_slot, projected[:, first:last], c[first:last, first:last], g[first:last]
-        )
+    n_column = n_units * n_slot
     forward_substitute(matrix, N_PAIR, projected, n_column)
     forward_substitute(matrix, N_PAIR, vector.reshape(N_PAIR, 1), 1)
     for a in range(n_column):

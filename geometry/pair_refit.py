@@ -59,11 +59,10 @@ class Contributions(NamedTuple):
 
 
 class _Room(NamedTuple):
-    """Arrays that the fits of one block of pairs are made in."""
+    """Arrays that the fits of one block of pairs are made in; ``fit`` serves one muon after the other."""
 
-    track: Fit
-    fits: tuple[Fit, Fit]
-    with_parameters: tuple[Fit, Fit]
+    fit: Fit
+    with_parameters: Fit
     plus: Floats
     minus: Floats
     local: Floats
@@ -80,10 +79,9 @@ class _Room(NamedTuple):
 def _new_room(n_max: int, n_slot: int) -> _Room:
     """``n_slot`` 0: no parameters."""
     return _Room(
-        new_fit(n_max, N_TRACK, 0), (new_fit(n_max, 6, 0), new_fit(n_max, 6, 0)),
-        (new_fit(n_max, 6, n_slot * n_max), new_fit(n_max, 6, n_slot * n_max)), np.empty((2, n_max)),
-        np.empty((2, n_max)), np.empty(N_TRACK), np.empty((N_TRACK, N_TRACK)), np.empty((N_PAIR, N_PAIR)),
-        np.empty(N_PAIR), np.empty((13, N_PAIR)), np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1)),
+        new_fit(n_max, 6, 0), new_fit(n_max, 6, n_slot * n_max), np.empty((2, n_max)), np.empty((2, n_max)),
+        np.empty(N_TRACK), np.empty((N_TRACK, N_TRACK)), np.empty((N_PAIR, N_PAIR)), np.empty(N_PAIR),
+        np.empty((13, N_PAIR)), np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1)),
         np.empty((N_PAIR, 2 * n_max * n_slot)),
     )  # fmt: skip
 
@@ -99,7 +97,7 @@ def _fit_free(
     for muon in range(2):
         hits, n = (plus, n_plus) if muon == 0 else (minus, n_minus)
         status, _, n_free, rejected = fit_clean(
-            hits, n, planes, parameters, room.local, room.covariance, room.track, room.track_work, room.column, cuts,
+            hits, n, planes, parameters, room.local, room.covariance, room.fit, room.track_work, room.column, cuts,
             _START_TOLERANCE,
         )  # fmt: skip
         if status != CONVERGED:
@@ -112,7 +110,7 @@ def _fit_free(
         ndf += n_free
         taken += rejected
     status, chi2 = fit_pair(
-        plus, n_plus, minus, n_minus, planes, parameters, local, 0.0, math.inf, room.fits, room.matrix, room.vector,
+        plus, n_plus, minus, n_minus, planes, parameters, local, 0.0, math.inf, room.fit, room.matrix, room.vector,
         room.work, STEPS, cuts.tolerance,
     )  # fmt: skip
     return status, chi2, ndf, taken
@@ -223,7 +221,7 @@ def _contribute(
                 sigma = width * math.sqrt(far / robust)
             ndf[t] += 1
             status, chi2[t] = fit_pair(
-                plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fits, room.matrix,
+                plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fit, room.matrix,
                 room.vector, room.work, STEPS, cuts.tolerance,
             )  # fmt: skip
             if status != CONVERGED:
