@@ -121,8 +121,11 @@ def cms_tracker() -> Detector:
     return detector_of("CMS-like 2016", (*_PXB, *_TIB, *_TOB, *rings))
 
 
-def barrel_tracker() -> Detector:
-    """Three pixel and four strip layers, two of them stereo, for |eta| < 1: 416 units, 544 sensors."""
+def barrel_tracker(finer: int = 1) -> Detector:
+    """Three pixel and four strip layers, two of them stereo, for |eta| < 1: 416 units, 544 sensors.
+
+    ``finer`` : with so many times more units in phi and in z.
+    """
     layers = (
         Barrel("PXB1", 4.4, 10, 4, 13.0, False, 10.0, 25.0, 0.022, 0.0),
         Barrel("PXB2", 7.3, 12, 4, 16.5, False, 10.0, 25.0, 0.022, 0.0),
@@ -132,7 +135,8 @@ def barrel_tracker() -> Detector:
         Barrel("STB3", 76.0, 18, 4, 98.0, False, 35.0, 0.0, 0.030, 0.0),
         Barrel("STB4", 105.0, 18, 4, 132.0, False, 35.0, 0.0, 0.030, 0.0),
     )
-    return detector_of("barrel", layers)
+    cut = [layer._replace(n_phi=finer * layer.n_phi, n_z=finer * layer.n_z) for layer in layers]
+    return detector_of("barrel" if finer == 1 else f"barrel, {finer} x finer", cut)
 
 
 def _pixel_rings(side: int) -> list[Ring]:

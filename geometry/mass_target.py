@@ -1,10 +1,10 @@
 r"""The mass as a measurement: target and width from a simulation of the nominal detector.
 
 The target is not the mass of the resonance, nor the mean of the generator mass: the mass is curved as a function of
-the measured curvatures, which adds some :math:`s^2` to the mean of ln m, :math:`s = \sigma_m/m`; radiation is cut by the
-window more or less sharply; and each pair has its own weight. So what is asked for is that the simulation, in which
-nothing is wrong, wants no change of the field: with g and C the gradient and the curvature that a pair adds to the
-global fit along the field as a whole, :math:`\ln t = a + b s^2` solves
+the measured curvatures, which adds some :math:`s^2`, :math:`s = \sigma_m/m`, to the mean of ln m; radiation is cut by
+the window more or less sharply; and each pair has its own weight. So what is asked for is that the simulation, in
+which nothing is wrong, wants no change of the field: with g and C the gradient and the curvature that a pair adds to
+the global fit along the field as a whole, :math:`\ln t = a + b s^2` solves
 
 .. math:: \sum_e \begin{pmatrix} 1 \\ s_e^2 \end{pmatrix} \left(g_e - C_e\,\delta\ln t_e\right) = 0
 
@@ -59,8 +59,8 @@ def mass_constraint(
 
     Parameters
     ----------
-    simulated : gives the chunks of the sample, each time it is called: once, and again with ``robust``, where the weight
-        of a pair depends on the target.
+    simulated : gives the chunks of the sample, each time it is called: more often with ``robust``, where the weight of
+        a pair depends on the target.
 
     Raises
     ------

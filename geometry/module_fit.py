@@ -118,9 +118,7 @@ def pass_cuts(cuts: RefitCuts, number: int, most_passes: int) -> RefitCuts:
     """Cuts of pass ``number``, from 0: loose in the first of several, as a detector that is off loses good hits."""
     if number > 0 or most_passes == 1:
         return cuts
-    return cuts._replace(
-        hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=_LOOSE_CHI2_PER_NDF, gradient=np.inf
-    )
+    return cuts._replace(hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=_LOOSE_CHI2_PER_NDF, gradient=np.inf)
 
 
 def is_last(number: int, largest: float, most_passes: int, settled: float = SETTLED) -> bool:

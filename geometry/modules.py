@@ -92,7 +92,8 @@ def variance_of(
 ) -> Floats:
     """(n_c, n_c) covariance of linear combinations (n_c, n_units, P) of the parameters: c K^-1 c^T.
 
-    Its relative error is of second order in ``tolerance``. Parameters that are not in use count as known. Raises InputError as `solve_modules` does.
+    Its relative error is of second order in ``tolerance``. Parameters that are not in use count as known. Raises
+    InputError as `solve_modules` does.
     """
     if combinations.shape[1:] != equations.sums.values.shape:
         raise InputError(

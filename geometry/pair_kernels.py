@@ -136,8 +136,8 @@ def fit_pair(
 ) -> tuple[int, float]:  # fmt: skip
     """Improve ``local`` (9,) from its start value; status and chi2. ``matrix`` (9, 9) is then the factor of H.
 
-    ``sigma``, of ln m, is infinite where the mass is not measured. The end is where the next step would lower chi2 by less
-    than ``tolerance``; that step is still made.
+    ``sigma``, of ln m, is infinite where the mass is not measured. The end is where the next step would lower chi2 by
+    less than ``tolerance``; that step is still made.
     """
     start, unity, mass_row = work[0, :6], work[1:7, :6], work[7, :N_PAIR]
     unity[:, :] = 0.0

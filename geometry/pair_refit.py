@@ -264,7 +264,9 @@ def contributions(
     log_target, growth, width, (low, high), robust = 0.0, 0.0, math.inf, (0.0, math.inf), math.inf
     if mass is not None:
         (low, high), robust, growth = mass.window, mass.robust, mass.growth
-        if not (mass.target > 0.0 and mass.sigma > 0.0 and low < high and robust > 0.0 and math.isfinite(growth)):
+        if not (
+            mass.target > 0.0 and mass.sigma > 0.0 and low < high and robust > 0.0 and math.isfinite(growth)
+        ):
             raise InputError(
                 f"mass: target, sigma and robust must be positive, the window not empty, growth finite: {mass}"
             )

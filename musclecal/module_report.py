@@ -144,8 +144,8 @@ def modules_text(campaign: Campaign) -> str:
         f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} pairs",
         f"chi2 of the tracks {before['chi2']:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
         f"{before['chi2'] / before['ndf']:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
-        f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior widths; "
-        f"{c.iterations} iterations, residual {c.residual:.1e}",
+        f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior "
+        f"widths; {c.iterations} iterations, residual {c.residual:.1e}",
         _without_hits_text(c, layers),
     ]
     modes = significant_modes(c, _MODES)

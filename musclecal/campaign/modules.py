@@ -22,22 +22,20 @@ from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.detector_files import read_detector
 from musclecal.geometry.field import read_field_map, solenoid_map
 from musclecal.geometry.hit_files import read_pairs, write_tracks
+from musclecal.geometry.mass_target import mass_constraint
 from musclecal.geometry.misalignment import Misalignment, misaligned
 from musclecal.geometry.modes import ModeWidths, Widths
 from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import (
     ModuleModel,
     detector_fingerprint,
-    gen_masses,
     is_last,
     largest_move,
-    mass_constraint,
     module_model,
     module_sums,
     pass_cuts,
 )
 from musclecal.geometry.modules import solve_modules
-from musclecal.geometry.pair_refit import refit_pairs
 from musclecal.geometry.refit import RefitCuts
 from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
 from musclecal.geometry.trace import Planes
@@ -226,27 +224,23 @@ class ModuleStages(Inputs):
         if m.target is not None and m.sigma is not None:
             save(output, MassConstraint(m.target, m.sigma, self._window, robust))
             return
-        assert m.reference is not None
-        table = m.reference.simulate
-        chunks = (
-            self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
-        )
         try:
-            found = self._mass_of(self._counted(chunks, None if table is None else table.pairs), robust)
+            found = mass_constraint(
+                partial(self._reference_pairs, files), self._planes, self._window, robust, self._cuts
+            )
         except InputError as error:
             raise InputError(f"modules.reference: {error}") from None
         save(output, found)
 
-    def _mass_of(self, chunks: Iterable[Pairs], robust: float) -> MassConstraint:
-        """Target and width, from simulated pairs."""
-        refits, masses = [], []
-        for pairs in chunks:
-            kept = pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
-            masses.append(gen_masses(kept))
-            refits.append(refit_pairs(kept.tracks, kept.pairs, self._planes, None, self._cuts))
-        if not refits:
-            raise InputError("no pairs of tracks")
-        return mass_constraint(refits, masses, self._window, robust)
+    def _reference_pairs(self, files: tuple[str, ...]) -> Iterator[Pairs]:
+        """The simulated pairs that give the mass, without background."""
+        assert self._modules.reference is not None
+        table = self._modules.reference.simulate
+        chunks = (
+            self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
+        )
+        for pairs in self._counted(chunks, None if table is None else table.pairs):
+            yield pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
 
     # Sums
 

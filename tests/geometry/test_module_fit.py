@@ -8,25 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from musclecal.errors import InputError
 from musclecal.geometry.block_matrix import block_times
 from musclecal.geometry.detector import barrel_tracker, planes_of
 from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.mass_target import mass_constraint
 from musclecal.geometry.misalignment import Misalignment, misaligned
 from musclecal.geometry.modes import Widths, no_modes
 from musclecal.geometry.module_fit import (
     ModuleModel,
     detector_fingerprint,
     fit_modules,
-    gen_masses,
-    mass_constraint,
     module_model,
     module_sums,
 )
 from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
-from musclecal.geometry.pair_refit import contributions, refit_pairs
+from musclecal.geometry.pair_refit import contributions
+from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
 from musclecal.geometry.simulate import simulate_pairs, track_maker
-from musclecal.records import Floats, MassConstraint, ModuleSums, PairRefits, Pairs
+from musclecal.records import Floats, MassConstraint, ModuleSums, Pairs
 from musclecal.resonances import resonance
 from musclecal.simulate import SimulationSettings
 
@@ -55,8 +54,7 @@ def data() -> Pairs:
 def mass() -> MassConstraint:
     """From a simulation of the nominal detector."""
     nominal = simulated(NOMINAL, 4000, 2)
-    refits = refit_pairs(nominal.tracks, nominal.pairs, PLANES)
-    return mass_constraint([refits], [gen_masses(nominal)], WINDOW)
+    return mass_constraint(lambda: [nominal], PLANES, WINDOW)
 
 
 def bias(assumed: Floats) -> MomentumBias:
@@ -64,8 +62,8 @@ def bias(assumed: Floats) -> MomentumBias:
 
 
 def fitted(data: Pairs, mass: MassConstraint | None) -> MomentumBias:
-    def summed(values: Floats) -> ModuleSums:
-        return module_sums([data], BARREL, PLANES, values, mass)
+    def summed(values: Floats, cuts: RefitCuts) -> ModuleSums:
+        return module_sums([data], BARREL, PLANES, values, mass, cuts)
 
     *_, last = fit_modules(summed, module_model(BARREL), most_passes=2)
     assert last.corrections.chi2 / last.corrections.ndf == pytest.approx(1.0, abs=0.05)
@@ -81,42 +79,6 @@ def test_the_mass_takes_the_even_bias_off(data: Pairs, mass: MassConstraint) -> 
     assert with_mass.even_rms < before.even_rms / 3.0
     assert without.even_rms > before.even_rms / 3.0
     assert without.even_rms > 2.0 * with_mass.even_rms
-
-
-def test_true_masses_are_after_radiation(data: Pairs) -> None:
-    masses = gen_masses(data)
-    assert np.median(masses) == pytest.approx(3.0969, abs=3e-3)
-    assert 0.02 < np.mean(masses < 3.05) < 0.3
-    assert np.quantile(masses, 0.99) < 3.1
-    with pytest.raises(InputError, match="truth"):
-        gen_masses(replace(data, tracks=replace(data.tracks, truth=None)))
-
-
-def test_target_is_the_weighted_fitted_mass_and_width_that_of_true_masses() -> None:
-    """Of pairs with a fit and a fitted mass in the window; two chunks are one sample."""
-    rng, n = np.random.default_rng(1), 1000
-    masses, sigma = rng.uniform(2.0, 4.0, n), rng.uniform(0.01, 0.08, n)
-    status = (rng.random(n) < 0.2).astype(np.int8)
-    gen = rng.normal(3.08, 0.03, n)
-
-    def chunk(part: slice) -> PairRefits:
-        m = len(masses[part])
-        return PairRefits(
-            np.zeros((m, 9)), np.zeros((m, 9, 9)), masses[part], sigma[part], np.zeros(m), np.zeros(m, int),
-            status[part], np.zeros(m, np.int8),
-        )  # fmt: skip
-
-    parts = (slice(0, 300), slice(300, n))
-    found = mass_constraint([chunk(part) for part in parts], [gen[part] for part in parts], (2.9, 3.3), 2.5)
-    inside = (status == 0) & (masses >= 2.9) & (masses < 3.3)
-    relative = gen[inside].std() / masses[inside].mean()
-    weight = 1.0 / ((sigma[inside] / masses[inside]) ** 2 + relative**2)
-    logarithm = np.sum(weight * np.log(masses[inside])) / np.sum(weight)
-    assert found.target == pytest.approx(np.exp(logarithm), rel=1e-12)
-    assert found.sigma == pytest.approx(gen[inside].std(), rel=1e-12)
-    assert (found.window, found.robust) == ((2.9, 3.3), 2.5)
-    with pytest.raises(InputError, match="too few"):
-        mass_constraint([chunk(parts[0])], [gen[parts[0]]], (2.9, 2.92))
 
 
 def test_sums_do_not_depend_on_chunks_and_threads(
@@ -164,11 +126,13 @@ def test_chi2_of_the_sums_is_that_of_fits_elsewhere(data: Pairs, mass: MassConst
     assert there.chi2 - here.chi2 == pytest.approx(expected - here.chi2, rel=0.02)
 
 
-def linear(problems: SimpleNamespace, truth: Floats, drift: float) -> Callable[[Floats], ModuleSums]:
+def linear(
+    problems: SimpleNamespace, truth: Floats, drift: float
+) -> Callable[[Floats, RefitCuts], ModuleSums]:
     """Sums of a linear problem, whose truth is ``drift`` times as far at every call."""
     calls: list[Floats] = []
 
-    def summed(values: Floats) -> ModuleSums:
+    def summed(values: Floats, _: RefitCuts) -> ModuleSums:
         at = truth * drift ** len(calls)
         calls.append(values)
         chunk = problems.pairs(at, 200, np.random.default_rng(1), noise=0.0, point=values)
@@ -182,7 +146,7 @@ def test_passes_end_when_nothing_moves(problems: SimpleNamespace) -> None:
     truth = np.random.default_rng(5).normal(size=(12, 4))
     kinds = np.tile(np.array([1, 2, 4, 5], np.int8), (12, 1))
     model = ModuleModel(kinds, np.full((12, 4), 10.0), no_modes(12, 4))
-    passes = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, moved=0.01))
+    passes = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, settled=0.01))
     assert len(passes) == 2
     assert passes[0].moved == pytest.approx(np.abs(truth).max() / 10.0, rel=1e-2)
     assert passes[1].moved < 1e-6
@@ -190,12 +154,35 @@ def test_passes_end_when_nothing_moves(problems: SimpleNamespace) -> None:
     np.testing.assert_allclose(passes[1].sums.values, passes[0].corrections.values)
     # The prior pulls on the whole, not on the change: it does not wear off from pass to pass
     np.testing.assert_allclose(passes[1].corrections.values, passes[0].corrections.values, rtol=1e-6)
-    once = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, moved=1.0))
+    # The first of several is never the last, as its cuts are loose
+    twice = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, settled=1.0))
+    assert len(twice) == 2
+    once = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=1, settled=0.01))
     assert len(once) == 1
-    wandering = list(fit_modules(linear(problems, truth, 1.5), model, most_passes=4, moved=0.01))
+    wandering = list(fit_modules(linear(problems, truth, 1.5), model, most_passes=4, settled=0.01))
     assert len(wandering) == 4
     for before, after in pairwise(wandering):
         np.testing.assert_array_equal(after.sums.values, before.corrections.values)
+
+
+def test_the_first_of_several_passes_has_loose_cuts(problems: SimpleNamespace) -> None:
+    """A detector that is off loses good hits; the cuts of a single pass, and of all later ones, are those asked for."""
+    truth = np.random.default_rng(5).normal(size=(12, 4))
+    model = ModuleModel(np.ones((12, 4), np.int8), np.full((12, 4), 10.0), no_modes(12, 4))
+    given: list[RefitCuts] = []
+    sums = linear(problems, truth, 1.0)
+
+    def summed(values: Floats, cuts: RefitCuts) -> ModuleSums:
+        given.append(cuts)
+        return sums(values, cuts)
+
+    cuts = DEFAULT_CUTS._replace(gradient=5.0)
+    list(fit_modules(summed, model, cuts=cuts, most_passes=3, settled=0.0))
+    list(fit_modules(summed, model, cuts=cuts, most_passes=1))
+    assert given[1:] == [cuts, cuts, cuts]
+    assert given[0].most_rejected == 0
+    assert np.isinf(given[0].gradient)
+    assert cuts.chi2_per_ndf < given[0].chi2_per_ndf < np.inf
 
 
 def test_known_parameters_do_not_count_as_moved(problems: SimpleNamespace) -> None:
@@ -204,7 +191,7 @@ def test_known_parameters_do_not_count_as_moved(problems: SimpleNamespace) -> No
     kinds = np.tile(np.array([1, 2, 4, 0], np.int8), (12, 1))
     widths = np.tile([10.0, 10.0, 10.0, 0.0], (12, 1))
     model = ModuleModel(kinds, widths, no_modes(12, 4))
-    passes = list(fit_modules(linear(problems, truth, 1.0), model, moved=0.01))
+    passes = list(fit_modules(linear(problems, truth, 1.0), model, settled=0.01))
     assert len(passes) == 2
     assert np.isfinite(passes[0].moved)
     np.testing.assert_array_equal(passes[1].corrections.values[:, 3], 0.0)
@@ -237,8 +224,8 @@ def test_shifts_that_are_really_there_are_found() -> None:
     known = Widths(pixel_u=0.002, pixel_v=0.003, strip_u=0.003, field=0.0, material=0.0)
     model = module_model(BARREL, known, None)
 
-    def summed(values: Floats) -> ModuleSums:
-        return module_sums([pairs], BARREL, PLANES, values)
+    def summed(values: Floats, cuts: RefitCuts) -> ModuleSums:
+        return module_sums([pairs], BARREL, PLANES, values, cuts=cuts)
 
     (only,) = fit_modules(summed, model, most_passes=1, solver="direct")
     found = only.corrections

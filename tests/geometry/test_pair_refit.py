@@ -17,8 +17,8 @@ from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.field import SOLENOID, solenoid_map
+from musclecal.geometry.mass_target import gen_masses, mass_constraint
 from musclecal.geometry.misalignment import misaligned
-from musclecal.geometry.module_fit import gen_masses, mass_constraint
 from musclecal.geometry.pair_kernels import pair_mass_and_derivatives
 from musclecal.geometry.pair_refit import Contributions, contributions, refit_pairs
 from musclecal.geometry.refit import RefitCuts, refit_tracks
@@ -292,10 +292,9 @@ def check_score(detector: Detector, planes: Planes, truth: Floats, n: int) -> No
     """Gradient over the root of the curvature at the true parameters is N(0, 1), unit by unit and together."""
     pairs = simulated(n, 31, truth, detector=detector)
     refits = refit_pairs(pairs.tracks, pairs.pairs, planes, truth)
-    # Target and width from other pairs
-    other = simulated(max(n, 5000), 77, truth, detector=detector)
-    theirs = refit_pairs(other.tracks, other.pairs, planes, truth)
-    mass = mass_constraint([theirs], [gen_masses(other)], WINDOW)
+    # Target and width from other pairs, in a detector that is where it should be
+    other = simulated(max(n, 5000), 77, np.zeros_like(truth), detector=detector)
+    mass = mass_constraint(lambda: [other], planes, WINDOW)
     assert np.mean(refits.status == CONVERGED) > 0.999
     parts: list[tuple[Floats, Floats]] = []
     for part in contributions(pairs.tracks, pairs.pairs, planes, truth, mass):
@@ -328,7 +327,8 @@ def test_far_masses_count_less_if_asked_for() -> None:
     pairs = simulated(400, 9)
     refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
     usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
-    far = np.abs(refits.mass - usual.target) / np.hypot(refits.mass_sigma, usual.sigma)
+    relative = np.hypot(refits.mass_sigma / refits.mass, usual.sigma / usual.target)
+    far = np.abs(np.log(refits.mass / usual.target)) / relative
     robust = one_by_one(pairs, BARREL_PLANES, MISALIGNED, replace(usual, robust=2.0), EXACT)
     plain = one_by_one(pairs, BARREL_PLANES, MISALIGNED, usual, EXACT)
     near = far < 2.0
@@ -342,6 +342,23 @@ def test_far_masses_count_less_if_asked_for() -> None:
         size = 4 * int(np.sum(plain.units[n] >= 0))
         np.testing.assert_allclose(robust.vector[n, :size], alone.vector[0, :size], rtol=1e-6, atol=1e-6)
         assert np.sum(robust.vector[n, :size] ** 2) != np.sum(plain.vector[n, :size] ** 2)
+
+
+def test_the_target_grows_with_the_resolution() -> None:
+    """ln target + growth (sigma_m/m)^2: each pair as with this target of its own."""
+    pairs = simulated(30, 9)
+    refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
+    usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
+    found = one_by_one(pairs, BARREL_PLANES, MISALIGNED, replace(usual, growth=20.0), EXACT)
+    assert np.sum(found.good) > 20
+    np.testing.assert_allclose(found.mass, refits.mass, rtol=1e-9)
+    np.testing.assert_allclose(found.mass_sigma, refits.mass_sigma, rtol=1e-9)
+    for n in np.flatnonzero(found.good):
+        own = usual.target * math.exp(20.0 * (refits.mass_sigma[n] / refits.mass[n]) ** 2)
+        mass = replace(usual, target=own, sigma=usual.sigma * own / usual.target)
+        alone = one_by_one(pairs.select(np.array([n])), BARREL_PLANES, MISALIGNED, mass, EXACT)
+        size = 4 * int(np.sum(found.units[n] >= 0))
+        np.testing.assert_allclose(found.vector[n, :size], alone.vector[0, :size], rtol=1e-6, atol=1e-6)
 
 
 def test_pairs_outside_of_the_window_are_left_out() -> None:
@@ -476,6 +493,7 @@ def test_bad_input() -> None:
         {"window": (3.0, 3.0)},
         {"robust": 0.0},
         {"sigma": math.nan},
+        {"growth": math.inf},
     ):
         mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)
         with pytest.raises(InputError, match="mass: target, sigma and robust"):

@@ -1,0 +1,151 @@
+"""The mass as a measurement: a simulation in which nothing is wrong wants no change of the field."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from musclecal.errors import InputError
+from musclecal.geometry import mass_target
+from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
+from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.mass_target import gen_masses, mass_constraint
+from musclecal.geometry.pair_refit import contributions, refit_pairs
+from musclecal.geometry.simulate import DetectorEffects, simulate_pairs, track_maker
+from musclecal.geometry.trace import B, Planes
+from musclecal.records import Detector, Floats, MassConstraint, Pairs
+from musclecal.resonances import resonance
+from musclecal.simulate import SimulationSettings
+
+FIELD, BARREL = solenoid_map(), barrel_tracker()
+PLANES = planes_of(BARREL, FIELD)
+WINDOW = (2.9, 3.3)
+
+
+def simulated(detector: Detector, eta: float, n: int, seed: int) -> Pairs:
+    settings = SimulationSettings(resonance("Jpsi"), (3.5, 50.0), (-eta, eta), (2.6, 3.6))
+    maker = track_maker(detector, FIELD, None, DetectorEffects(efficiency=0.98))
+    (pairs,) = simulate_pairs(maker, settings, n, seed)
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def nominal() -> Pairs:
+    return simulated(BARREL, 0.9, 4000, 2)
+
+
+@pytest.fixture(scope="module")
+def mass(nominal: Pairs) -> MassConstraint:
+    return mass_constraint(lambda: [nominal], PLANES, WINDOW)
+
+
+def field_scores(pairs: Pairs, planes: Planes, mass: MassConstraint) -> Floats:
+    """(3, n) of good pairs: g and C along the field as a whole, summed by hand, and (sigma_m/m)^2."""
+    rows = []
+    for part in contributions(pairs.tracks, pairs.pairs, planes, None, mass):
+        for e in np.flatnonzero(part.good):
+            n = 4 * int(np.sum(part.units[e] >= 0))
+            c = part.matrix[e, B:n:4, B:n:4]
+            rows.append([
+                part.vector[e, B:n:4].sum(),
+                np.triu(c).sum() + np.triu(c, 1).sum(),
+                (part.mass_sigma[e] / part.mass[e]) ** 2,
+            ])  # fmt: skip
+    return np.array(rows).T
+
+
+def test_true_masses_are_after_radiation(nominal: Pairs) -> None:
+    masses = gen_masses(nominal)
+    assert np.median(masses) == pytest.approx(3.0969, abs=3e-3)
+    assert 0.02 < np.mean(masses < 3.05) < 0.3
+    assert np.quantile(masses, 0.99) < 3.1
+    with pytest.raises(InputError, match="truth"):
+        gen_masses(replace(nominal, tracks=replace(nominal.tracks, truth=None)))
+
+
+@pytest.mark.parametrize("robust", [np.inf, 2.0])
+def test_the_simulation_itself_wants_no_change(nominal: Pairs, robust: float) -> None:
+    """Neither of the field, nor of the field where the resolution is worse."""
+    found = mass_constraint(lambda: [nominal], PLANES, WINDOW, robust)
+    assert found.robust == robust
+    g, c, s2 = field_scores(nominal, PLANES, found)
+    error = np.sqrt(np.sum(c))
+    assert abs(np.sum(g)) < 0.02 * error
+    assert abs(np.sum(g * s2)) < 0.02 * np.sqrt(np.sum(c * s2**2))
+
+
+def test_the_width_is_that_of_true_masses_in_the_window(nominal: Pairs, mass: MassConstraint) -> None:
+    fits = refit_pairs(nominal.tracks, nominal.pairs, PLANES)
+    inside = (fits.status == 0) & (fits.mass >= WINDOW[0]) & (fits.mass < WINDOW[1])
+    assert mass.sigma == pytest.approx(gen_masses(nominal)[inside].std(), rel=1e-12)
+    assert mass.window == WINDOW
+
+
+@pytest.mark.parametrize("robust", [np.inf, 2.0])
+def test_a_start_that_is_off_does_not_matter(
+    nominal: Pairs, robust: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong sign would double what is wrong at the start."""
+    right = mass_constraint(lambda: [nominal], PLANES, WINDOW, robust)
+    start = mass_target._start
+    monkeypatch.setattr(
+        mass_target, "_start", lambda *a: replace(start(*a), target=1.0005 * start(*a).target)
+    )
+    off = mass_constraint(lambda: [nominal], PLANES, WINDOW, robust)
+    shift = np.log(off.target / right.target) + (off.growth - right.growth) * 0.006**2
+    assert abs(shift) < (1e-5 if np.isinf(robust) else 5e-5)
+
+
+def test_a_robust_target_is_nearer_to_the_peak(nominal: Pairs, mass: MassConstraint) -> None:
+    """The tail of radiation pulls less: a plain target would shift the scale by the difference."""
+    robust = mass_constraint(lambda: [nominal], PLANES, WINDOW, 1.5)
+    assert np.log(robust.target / mass.target) > 2e-4
+    g, c, _ = field_scores(nominal, PLANES, replace(mass, robust=1.5))
+    assert abs(np.sum(g)) > 2.0 * np.sqrt(np.sum(c))
+
+
+def test_chunks_do_not_matter(nominal: Pairs, mass: MassConstraint) -> None:
+    def pieces() -> Iterable[Pairs]:
+        return (nominal.select(np.arange(i, min(i + 700, 4000))) for i in range(0, 4000, 700))
+
+    assert mass_constraint(pieces, PLANES, WINDOW) == mass
+
+
+def test_the_start_is_that_of_the_first_pairs(nominal: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(*arguments: object) -> object:
+        seen.append(len(arguments[1]))  # type: ignore[arg-type]
+        return refit_pairs(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mass_target, "_START", 1000)
+    monkeypatch.setattr(mass_target, "refit_pairs", counted)
+    chunks = [nominal.select(np.arange(i, i + 800)) for i in range(0, 2400, 800)]
+    mass_constraint(lambda: chunks, PLANES, WINDOW)
+    assert seen == [800, 200]
+
+
+@pytest.mark.parametrize("make", [lambda p: [p.select(np.arange(50))], lambda _: []], ids=["few", "none"])
+def test_too_few_pairs_are_refused(nominal: Pairs, make: Callable[[Pairs], list[Pairs]]) -> None:
+    with pytest.raises(InputError, match="too few"):
+        mass_constraint(lambda: make(nominal), PLANES, WINDOW)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_pairs_of_any_resolution_agree_in_the_whole_tracker() -> None:
+    """With one target for all they would be off by some 1e-4 in opposite directions."""
+    detector = cms_tracker()
+    planes = planes_of(detector, FIELD)
+    pairs, other = (simulated(detector, 2.4, 150_000, seed) for seed in (11, 12))
+    found = mass_constraint(lambda: [other], planes, WINDOW)
+    assert found.growth == pytest.approx(1.7, abs=1.2)
+    g, c, s2 = field_scores(pairs, planes, found)
+    edges = np.quantile(s2, [0.0, 0.25, 0.5, 0.75, 1.0])
+    for low, high in pairwise(edges):
+        here = (s2 >= low) & (s2 <= high)
+        pull = np.sum(g[here]) / np.sqrt(np.sum(c[here]))
+        print(f"sigma_m/m {np.sqrt(low):.4f} to {np.sqrt(high):.4f}: {pull:.2f} sigma")
+        assert abs(pull) < 4.0
