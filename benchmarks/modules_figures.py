@@ -1,7 +1,16 @@
-"""Figures of benchmarks/modules.py: bias of the momentum scale against eta, and parameters against their truth."""
+"""Figures of benchmarks/modules.py: bias of the momentum scale against eta, parameters against their truth, growth.
 
-from collections.abc import Sequence
+    python -m benchmarks.modules_figures ROWS.jsonl docs/figures
+
+draws modules_growth.png, time and memory against pairs and units, from the JSON lines of many runs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,3 +79,59 @@ def draw_parameters(
         axis.set_title("amplitudes of modes, in prior widths")
         axis.set_xlabel("true")
         axis.set_ylabel("fitted")
+
+
+_PARTS = (("sums", "sums of pairs"), ("solution", "solution"))
+
+
+def draw_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Seconds of a pass, in parts, and memory: against the pairs in the largest detector, against units of barrels."""
+    rows = list(rows)
+    largest = max(row["units"] for row in rows)
+    most = max(row["pairs"] for row in rows if row["units"] < largest)
+    panels = (
+        ("pairs", "pairs", [row for row in rows if row["units"] == largest]),
+        (
+            "units",
+            f"units, {most:,} pairs",
+            [row for row in rows if row["units"] < largest and row["pairs"] == most],
+        ),
+    )
+    with figure_file(path, 12.0, 8.0, pdf=False) as figure:
+        axes = figure.subplots(2, 2, sharex="col", squeeze=False)
+        for column, (key, label, chosen) in enumerate(panels):
+            chosen = sorted(chosen, key=lambda row: float(row[key]))
+            x = [row[key] for row in chosen]
+            for (name, words), color in zip(_PARTS, (DATA, FIT), strict=True):
+                y = [row[f"seconds_{name}"] / row["passes"] for row in chosen]
+                axes[0, column].plot(x, y, "o-", color=color, label=f"{words}, slope {_slope(x, y):.2f}")
+            y = [row["peak_memory_mb"] / 1024.0 for row in chosen]
+            axes[1, column].plot(x, y, "o-", color=DATA, label=f"slope {_slope(x, y):.2f}")
+            for axis, what in zip(axes[:, column], ("seconds of a pass", "memory [GB]"), strict=True):
+                axis.set_xscale("log")
+                axis.set_yscale("log")
+                axis.set_ylabel(what)
+                axis.legend(loc="best")
+            axes[1, column].set_xlabel(label)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of ln y against ln x, between the last two points."""
+    return float(np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2]))
+
+
+def main() -> int:
+    """Draw the growth."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.rows.read_text().splitlines() if line.startswith("{")]
+    draw_growth(rows, options.folder / "modules_growth.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
