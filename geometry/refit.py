@@ -116,7 +116,7 @@ def fit_clean(
 def _fit_tracks(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
     parameters: Floats, cuts: RefitCuts, local: Floats, covariance: Floats, chi2: Floats,
-    ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
+    ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8], taken_out: NDArray[np.int8],
 ) -> None:  # fmt: skip
     n_max = module.shape[1]
     fit, values = new_fit(n_max, N_TRACK, 0), np.empty((2, n_max))
@@ -126,6 +126,9 @@ def _fit_tracks(
         status[t], chi2[t], ndf[t], rejected[t] = fit_clean(
             hits, n, planes, parameters, local[t], covariance[t], fit, work, column, cuts, cuts.tolerance
         )  # fmt: skip
+        for i in range(n):
+            taken_out[t, i] = np.isnan(hits.u[i]) and not np.isnan(u[t, i])
+            taken_out[t, i] += 2 * (np.isnan(hits.v[i]) and not np.isnan(v[t, i]))
         if status[t] != CONVERGED:
             local[t, :] = math.nan
             covariance[t, :, :] = math.nan
@@ -151,7 +154,7 @@ def refit_tracks(
     n = len(tracks.module)
     out = Refits(
         np.zeros((n, N_TRACK)), np.zeros((n, N_TRACK, N_TRACK)), np.zeros(n), np.zeros(n, np.int64),
-        np.zeros(n, np.int8), np.zeros(n, np.int8),
+        np.zeros(n, np.int8), np.zeros(n, np.int8), np.zeros(tracks.module.shape, np.int8),
     )  # fmt: skip
 
     def block(first: int) -> None:
@@ -159,7 +162,7 @@ def refit_tracks(
         _fit_tracks(
             tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
             parameters, cuts, out.local[part], out.covariance[part], out.chi2[part],
-            out.ndf[part], out.status[part], out.rejected[part],
+            out.ndf[part], out.status[part], out.rejected[part], out.taken_out[part],
         )  # fmt: skip
 
     for _ in in_order(block, range(0, n, BLOCK)):
@@ -170,7 +173,8 @@ def refit_tracks(
 @kernel
 def _jacobians(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
-    parameters: Floats, local: Floats, status: NDArray[np.int8], units: NDArray[np.int32], jacobian: Floats,
+    parameters: Floats, local: Floats, status: NDArray[np.int8], taken_out: NDArray[np.int8],
+    units: NDArray[np.int32], jacobian: Floats,
 ) -> None:  # fmt: skip
     n_max = module.shape[1]
     fit, values = new_fit(n_max, N_TRACK, parameters.shape[1] * n_max), np.empty((2, n_max))
@@ -181,6 +185,11 @@ def _jacobians(
         if status[t] != CONVERGED:
             continue
         hits, n = hits_of(t, module, u, v, sigma_u, sigma_v, values)
+        for i in range(n):
+            if taken_out[t, i] & 1:
+                hits.u[i] = math.nan
+            if taken_out[t, i] & 2:
+                hits.v[i] = math.nan
         n_unit = track_jacobian(hits, n, planes, parameters, local[t], fit, work, units[t], jacobian[t])
         units[t, max(n_unit, 0) :] = -1
 
@@ -190,8 +199,8 @@ def module_jacobians(
 ) -> tuple[NDArray[np.int32], Floats]:
     """How the fitted parameters of tracks change with the modules: units (n, n_max) and d local/d p (n, 5, n_max P).
 
-    A fit at ``parameters`` while the detector is at p is off by J (p - parameters), to first order. Coordinates that
-    the fit took out count here. -1 and 0 where there is no fit.
+    A fit at ``parameters`` while the detector is at p is off by J (p - parameters), to first order. -1 and 0 where there
+    is no fit.
 
     Raises
     ------
@@ -199,8 +208,8 @@ def module_jacobians(
     """
     parameters = checked_parameters(tracks, planes, parameters)
     n, n_max = tracks.module.shape
-    if len(refits.local) != n:
-        raise InputError(f"refits: {len(refits.local)} for {n} tracks")
+    if refits.taken_out.shape != (n, n_max):
+        raise InputError(f"refits of {refits.taken_out.shape} tracks and sensors, for {n} tracks of {n_max}")
     units = np.empty((n, n_max), np.int32)
     jacobian = np.empty((n, N_TRACK, n_max * parameters.shape[1]))
 
@@ -208,7 +217,8 @@ def module_jacobians(
         part = slice(first, first + BLOCK)
         _jacobians(
             tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
-            parameters, refits.local[part], refits.status[part], units[part], jacobian[part],
+            parameters, refits.local[part], refits.status[part], refits.taken_out[part], units[part],
+            jacobian[part],
         )  # fmt: skip
 
     for _ in in_order(block, range(0, n, BLOCK)):

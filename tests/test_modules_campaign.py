@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     path = tmp_path_factory.mktemp("modules") / "campaign.toml"
     fit = (
         "simulate = { pairs = 3000, seed = 21, background = 0.05, efficiency = 0.98, noise = 0.002 }\n"
-        "reference = { simulate = { pairs = 2000, seed = 22 } }\nrobust = 3.0\n"
+        "reference = { simulate = { pairs = 2000, seed = 22 } }\nrobust = 3.0\npasses = 2\n"
     )
     path.write_text(HEAD + MODULES + fit + SAMPLES)
     campaign = Campaign(path)
@@ -219,6 +219,29 @@ def test_sums_of_several_files_are_those_of_one(hit_files: Path, tmp_path: Path)
         found.append(campaign.module_corrections())
     assert found[0].n_pairs == found[1].n_pairs > 550
     assert found[0].values == pytest.approx(found[1].values, abs=1e-9)
+
+
+def test_passes_end_when_nothing_moves(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    """The passes that are not needed repeat what was found, without sums; the first one has loose cuts."""
+    path = given_files(tmp_path, f'["{hit_files}/all.parquet"]')
+    path.write_text(path.read_text().replace("passes = 1\nhits", "passes = 4\nhits"))
+    table = json.loads(command("modules", path, "--json").stdout)
+    campaign = Campaign(path)
+    moved = [campaign.module_fit_before(n)["moved"] for n in range(4)]
+    last = table["passes"] - 1
+    assert 1 <= last < 3
+    assert moved[last] < 0.5
+    assert all(one > 0.5 for one in moved[1:last])
+    assert moved[last:] == [moved[last]] * (4 - last)
+    for n in range(4):
+        (sums,) = (load(task.output, ModuleSums) for task in campaign.sums_tasks(n))
+        assert (sums.n_pairs > 500) == (n <= last)
+    np.testing.assert_array_equal(
+        campaign.module_corrections().values, campaign.module_corrections(last).values
+    )
+    first, second = (campaign.sums_tasks(n)[0].options["cuts"] for n in (0, 1))
+    assert first["chi2_per_ndf"] > second["chi2_per_ndf"] == campaign.config.modules.chi2_per_ndf
+    assert f"{last + 1} passes, the last one moved" in command("modules", path).stdout
 
 
 def test_units_without_hits_keep_their_prior_and_are_named(tmp_path: Path, command: Command) -> None:

@@ -21,6 +21,7 @@ class Refits:
     chi2 : (n,). ndf : (n,) measured coordinates less 5.
     status : (n,) 0, or why there is no fit (`musclecal.geometry.refit_kernels`).
     rejected : (n,) coordinates that were taken out.
+    taken_out : (n, n_max) which: 1 u, 2 v, 3 both of a hit.
     """
 
     local: Floats
@@ -29,6 +30,7 @@ class Refits:
     ndf: Ints
     status: NDArray[np.int8]
     rejected: NDArray[np.int8]
+    taken_out: NDArray[np.int8]
 
 
 @dataclass(frozen=True)

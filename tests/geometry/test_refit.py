@@ -294,6 +294,24 @@ def test_corrections_of_tracks_are_fits_again_to_second_order() -> None:
     assert left[1] / left[0] > 1.8
 
 
+def test_derivatives_are_those_of_the_hits_that_are_kept() -> None:
+    """As of tracks that never had the others."""
+    tracks = simulated(300, 13, noise=0.02)
+    refits = refit_tracks(tracks, CMS_PLANES, MISALIGNED)
+    u, v = (np.where(refits.taken_out & bit, np.nan, x) for bit, x in ((1, tracks.u), (2, tracks.v)))
+    assert np.array_equal(np.sum(np.isnan(u) & ~np.isnan(tracks.u), axis=1)
+                          + np.sum(np.isnan(v) & ~np.isnan(tracks.v), axis=1), refits.rejected)  # fmt: skip
+    fitted = (refits.status == CONVERGED) & (refits.rejected > 0)
+    assert np.sum(fitted) > 50
+    cleaned = replace(tracks, u=u, v=v)
+    again = refit_tracks(cleaned, CMS_PLANES, MISALIGNED)
+    for found, clean in zip(
+        module_jacobians(tracks, refits, CMS_PLANES, MISALIGNED),
+        module_jacobians(cleaned, again, CMS_PLANES, MISALIGNED), strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(found[fitted], clean[fitted], rtol=1e-4, atol=1e-6)
+
+
 def test_a_coordinate_is_taken_out_as_by_hand() -> None:
     """The one without which chi2 is lowest, of all fits without one."""
     tracks = simulated(12, 11)
@@ -348,7 +366,7 @@ def test_threads_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     few = refit_tracks(tracks.select(part), CMS_PLANES, MISALIGNED)
     jacobians = module_jacobians(tracks, results[0], CMS_PLANES, MISALIGNED)
     of_few = module_jacobians(tracks.select(part), few, CMS_PLANES, MISALIGNED)
-    for name in ("local", "covariance", "chi2", "ndf", "status", "rejected"):
+    for name in ("local", "covariance", "chi2", "ndf", "status", "rejected", "taken_out"):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
         np.testing.assert_array_equal(getattr(results[0], name)[part], getattr(few, name))
     np.testing.assert_array_equal(jacobians[0][part], of_few[0])
@@ -452,7 +470,7 @@ def test_bad_input() -> None:
     units, jacobian = module_jacobians(tracks, refits, BARREL_PLANES)
     with pytest.raises(InputError, match="change: a row of 4"):
         corrected_local(refits, units, jacobian, np.zeros((416, 6)))
-    with pytest.raises(InputError, match="refits: 1 for 2 tracks"):
+    with pytest.raises(InputError, match="refits of .1, .* for 2 tracks"):
         module_jacobians(tracks.select(np.array([0, 0])), refits, BARREL_PLANES)
 
 
