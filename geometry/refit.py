@@ -108,6 +108,8 @@ def fit_clean(
         else:
             hits.v[row // 2] = math.nan
         rejected += 1
+        # A start from a coordinate that is far off can end on the same helix, followed backwards
+        seed(hits, n, planes, local)
         status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
     return status, chi2, fit.n[0] - N_TRACK if status == CONVERGED else 0, rejected
 
@@ -199,8 +201,8 @@ def module_jacobians(
 ) -> tuple[NDArray[np.int32], Floats]:
     """How the fitted parameters of tracks change with the modules: units (n, n_max) and d local/d p (n, 5, n_max P).
 
-    A fit at ``parameters`` while the detector is at p is off by J (p - parameters), to first order. -1 and 0 where there
-    is no fit.
+    A fit at ``parameters`` while the detector is at p is off by J (p - parameters), to first order. -1 and 0 where
+    there is no fit.
 
     Raises
     ------

@@ -470,7 +470,7 @@ def test_bad_input() -> None:
     units, jacobian = module_jacobians(tracks, refits, BARREL_PLANES)
     with pytest.raises(InputError, match="change: a row of 4"):
         corrected_local(refits, units, jacobian, np.zeros((416, 6)))
-    with pytest.raises(InputError, match="refits of .1, .* for 2 tracks"):
+    with pytest.raises(InputError, match=r"refits of \(1, .* for 2 tracks"):
         module_jacobians(tracks.select(np.array([0, 0])), refits, BARREL_PLANES)
 
 
