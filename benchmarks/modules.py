@@ -187,7 +187,7 @@ def reference_mass(study: Study, options: argparse.Namespace) -> MassConstraint:
         return load(options.target, MassConstraint)
     nominal = np.zeros_like(study.truth)
     found = mass_constraint(
-        lambda: study.pairs(nominal, options.reference, _REFERENCE_SEED), study.planes, WINDOW
+        lambda: study.pairs(nominal, options.reference, _REFERENCE_SEED), study.planes, WINDOW, options.robust
     )
     if options.target:
         save(options.target, found)
@@ -271,6 +271,7 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=4, help="linearisations, at most")
     parser.add_argument("--reference", type=int, default=REFERENCE_PAIRS, help="pairs behind the target")
     parser.add_argument("--target", type=Path, help="h5 file of the target, written if it is not there")
+    parser.add_argument("--robust", type=float, default=2.0, help="standard deviations (Huber), inf for none")
     parser.add_argument("--no-mass", action="store_true", help="leave the mass of the pairs free")
     parser.add_argument(
         "--free", type=float, default=0.0, help="pairs of a second sample, its mass left free"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import brentq
 
 from musclecal.compiled import kernel
 from musclecal.errors import InputError
@@ -31,6 +32,9 @@ __all__ = ["gen_masses", "mass_constraint"]
 _START = 20_000
 """Pairs that the start value is taken from."""
 _LEAST = 100
+_STEPS = 30
+"""Of a weighted mean: each leaves a tenth of the way."""
+_LEAST_WIDTH = 0.05
 
 
 def gen_masses(pairs: Pairs) -> Floats:
@@ -55,12 +59,14 @@ def mass_constraint(
 ) -> MassConstraint:  # fmt: skip
     """Target and width from pairs with truth, which are fitted with their own detector.
 
-    The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``.
+    The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``. With ``robust``,
+    which cuts the tail of radiation, it is what makes the variance of the scores their curvature: errors stay right.
 
     Parameters
     ----------
     simulated : gives the chunks of the sample, each time it is called: more often with ``robust``, where the weight of
         a pair depends on the target.
+    robust : standard deviations, as in `MassConstraint`. With 2 the mean mass of J/psi is measured some 25 % better.
 
     Raises
     ------
@@ -86,15 +92,35 @@ def _start(
     n = sum(map(len, mass))
     if n < _LEAST:
         raise InputError(f"mass window {window}: {n} simulated pairs are too few")
-    log_mass, width = np.log(np.concatenate(mass)), float(np.std(np.concatenate(true)))
-    variance = (np.concatenate(sigma) / np.exp(log_mass)) ** 2
-    target, weight = float(np.median(log_mass)), np.ones(n)
-    for _ in range(30 if np.isfinite(robust) else 1):
-        own = (width * np.exp(-target)) ** 2
-        far = np.abs(log_mass - target) / np.sqrt(variance + own)
-        weight = 1.0 / (variance + own * np.maximum(far / robust, 1.0))
-        target = float(np.average(log_mass, weights=weight))
-    return MassConstraint(float(np.exp(target)), width, window, robust)
+    fitted = np.concatenate(mass)
+    s2, width = (np.concatenate(sigma) / fitted) ** 2, float(np.std(np.concatenate(true)) / fitted.mean())
+    if np.isfinite(robust):
+        width = _width_of_scores(np.log(fitted), s2, robust, width)
+    target = float(np.exp(_mean(np.log(fitted), s2, width, robust)[0]))
+    return MassConstraint(target, target * width, window, robust)
+
+
+def _mean(log_mass: Floats, s2: Floats, width: float, robust: float) -> tuple[float, Floats, Floats]:
+    """The mean of ln m as the global fit would find it, and (n,) scores and weights of pairs there."""
+    mean, variance = float(np.median(log_mass)), s2 + width**2
+    for _ in range(_STEPS):
+        far = np.abs(log_mass - mean) / np.sqrt(variance)
+        weight = np.minimum(1.0, robust / np.maximum(far, 1e-12)) / variance
+        mean = float(np.average(log_mass, weights=weight))
+    return mean, weight * (log_mass - mean), weight
+
+
+def _width_of_scores(log_mass: Floats, s2: Floats, robust: float, most: float) -> float:
+    """The width, of ln m, up to ``most``, with which the variance of the scores is the sum of the weights."""
+
+    def excess(width: float) -> float:
+        _, score, weight = _mean(log_mass, s2, width, robust)
+        return float(np.sum(score**2) / np.sum(weight) - 1.0)
+
+    least = _LEAST_WIDTH * most
+    if excess(least) <= 0.0:
+        return least
+    return most if excess(most) >= 0.0 else float(brentq(excess, least, most, rtol=1e-4))
 
 
 def _improved(

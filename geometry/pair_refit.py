@@ -216,9 +216,10 @@ def _contribute(
         if math.isfinite(width):
             resolution = variance / (mass[t] * mass[t])
             wanted += growth * resolution
-            far = abs(math.log(mass[t]) - wanted) / math.sqrt(resolution + width * width)
+            expected = resolution + width * width
+            far = abs(math.log(mass[t]) - wanted) / math.sqrt(expected)
             if far > robust:
-                sigma = width * math.sqrt(far / robust)
+                sigma = math.sqrt(expected * far / robust - resolution)
             ndf[t] += 1
             status, chi2[t] = fit_pair(
                 plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fit, room.matrix,

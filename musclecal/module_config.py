@@ -86,7 +86,7 @@ class ModulesConfig(Table):
     sigma: Positive | None = None
     """GeV"""
     robust: Positive | None = None
-    """Standard deviations beyond which a mass counts less."""
+    """Standard deviations beyond which a mass counts less; by default 2 with a reference, else none."""
     free: FreePairsConfig | None = None
     passes: Annotated[int, Field(ge=1, le=5)] = 4
     """Times that all tracks are fitted, at most: from the second on, a pass that moves little is the last."""

@@ -57,6 +57,8 @@ from musclecal.validation.module_plots import plot_module_corrections
 
 __all__ = ["ModuleStages"]
 
+_ROBUST = 2.0
+"""Standard deviations: with a reference, whose target is that of robust masses."""
 _CHUNK = 20_000
 """Pairs in memory at a time."""
 
@@ -220,7 +222,7 @@ class ModuleStages(Inputs):
 
     def _find_mass(self, files: tuple[str, ...], output: Path) -> None:
         m = self._modules
-        robust = float("inf") if m.robust is None else m.robust
+        robust = m.robust or (_ROBUST if m.reference else float("inf"))
         if m.target is not None and m.sigma is not None:
             save(output, MassConstraint(m.target, m.sigma, self._window, robust))
             return

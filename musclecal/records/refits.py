@@ -62,9 +62,10 @@ class MassConstraint:
     Attributes
     ----------
     target : GeV, with which a simulation in ``window`` wants no change of the field: not the mass of the resonance.
-    sigma : GeV, width of the generator mass after radiation in ``window``: not that of the resonance.
+    sigma : GeV, width of the generator mass after radiation, as ``robust`` sees it: not that of the resonance.
     window : (low, high) GeV, of the mass fitted without constraint.
-    robust : a pair that is further from its target than so many standard deviations counts less (Huber); inf: never.
+    robust : the score of a pair that is further from its target than so many standard deviations, of sigma_m and sigma,
+        does not grow any more (Huber); inf: always.
     growth : of the target with the resolution sigma_m of a pair's fitted mass m (`musclecal.geometry.mass_target`).
     """
 

@@ -79,8 +79,26 @@ def test_the_simulation_itself_wants_no_change(nominal: Pairs, robust: float) ->
 def test_the_width_is_that_of_true_masses_in_the_window(nominal: Pairs, mass: MassConstraint) -> None:
     fits = refit_pairs(nominal.tracks, nominal.pairs, PLANES)
     inside = (fits.status == 0) & (fits.mass >= WINDOW[0]) & (fits.mass < WINDOW[1])
-    assert mass.sigma == pytest.approx(gen_masses(nominal)[inside].std(), rel=1e-12)
+    # Kept relative to a target that moves by some 1e-4
+    assert mass.sigma == pytest.approx(gen_masses(nominal)[inside].std(), rel=1e-3)
     assert mass.window == WINDOW
+
+
+@pytest.mark.parametrize("robust", [1.5, 2.0, 3.0])
+def test_the_variance_of_robust_scores_is_their_curvature(nominal: Pairs, robust: float) -> None:
+    """A width that is too small would promise too much; radiation makes it larger the later the tail is cut."""
+    found = mass_constraint(lambda: [nominal], PLANES, WINDOW, robust)
+    g, c, _ = field_scores(nominal, PLANES, found)
+    ratio = np.sum(g**2) / np.sum(c)
+    at_least = found.sigma < 0.06 * mass_constraint(lambda: [nominal], PLANES, WINDOW).sigma
+    assert ratio == pytest.approx(1.0, abs=0.05) or (at_least and ratio < 1.0)
+
+
+def test_a_robust_mean_is_better_measured(nominal: Pairs, mass: MassConstraint) -> None:
+    robust = mass_constraint(lambda: [nominal], PLANES, WINDOW, 2.0)
+    plain, cut = (np.sum(field_scores(nominal, PLANES, m)[1]) for m in (mass, robust))
+    assert robust.sigma < mass.sigma
+    assert cut > 1.3 * plain
 
 
 @pytest.mark.parametrize("robust", [np.inf, 2.0])

@@ -323,7 +323,10 @@ def test_score_at_the_truth_in_the_whole_tracker() -> None:
 
 
 def test_far_masses_count_less_if_asked_for() -> None:
-    """Beyond two standard deviations the weight falls as 1/distance (Huber): a width, found by hand, does the same."""
+    """Beyond two standard deviations the weight falls as 1/distance (Huber): a width, found by hand, does the same.
+
+    The whole error grows with it, not that of the row alone: it is the score that ends.
+    """
     pairs = simulated(400, 9)
     refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
     usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
@@ -337,7 +340,8 @@ def test_far_masses_count_less_if_asked_for() -> None:
         size = 4 * int(np.sum(plain.units[n] >= 0))
         np.testing.assert_array_equal(robust.vector[n, :size], plain.vector[n, :size])
     for n in np.flatnonzero(~near)[:10]:
-        wide = replace(usual, sigma=usual.sigma * math.sqrt(far[n] / 2.0))
+        own = (refits.mass_sigma[n] / refits.mass[n]) ** 2
+        wide = replace(usual, sigma=usual.target * math.sqrt(relative[n] ** 2 * far[n] / 2.0 - own))
         alone = one_by_one(pairs.select(np.array([n])), BARREL_PLANES, MISALIGNED, wide, EXACT)
         size = 4 * int(np.sum(plain.units[n] >= 0))
         np.testing.assert_allclose(robust.vector[n, :size], alone.vector[0, :size], rtol=1e-6, atol=1e-6)
