@@ -187,7 +187,7 @@ def reference_mass(study: Study, options: argparse.Namespace) -> MassConstraint:
         return load(options.target, MassConstraint)
     nominal = np.zeros_like(study.truth)
     found = mass_constraint(
-        lambda: study.pairs(nominal, options.reference, _REFERENCE_SEED), study.planes, WINDOW, options.robust
+        study.pairs(nominal, options.reference, _REFERENCE_SEED), study.planes, WINDOW, options.robust
     )
     if options.target:
         save(options.target, found)

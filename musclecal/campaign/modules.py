@@ -228,7 +228,7 @@ class ModuleStages(Inputs):
             return
         try:
             found = mass_constraint(
-                partial(self._reference_pairs, files), self._planes, self._window, robust, self._cuts
+                self._reference_pairs(files), self._planes, self._window, robust, self._cuts
             )
         except InputError as error:
             raise InputError(f"modules.reference: {error}") from None

@@ -54,7 +54,7 @@ def data() -> Pairs:
 def mass() -> MassConstraint:
     """From a simulation of the nominal detector."""
     nominal = simulated(NOMINAL, 4000, 2)
-    return mass_constraint(lambda: [nominal], PLANES, WINDOW)
+    return mass_constraint([nominal], PLANES, WINDOW)
 
 
 def bias(assumed: Floats) -> MomentumBias:

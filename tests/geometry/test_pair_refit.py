@@ -294,7 +294,7 @@ def check_score(detector: Detector, planes: Planes, truth: Floats, n: int) -> No
     refits = refit_pairs(pairs.tracks, pairs.pairs, planes, truth)
     # Target and width from other pairs, in a detector that is where it should be
     other = simulated(max(n, 5000), 77, np.zeros_like(truth), detector=detector)
-    mass = mass_constraint(lambda: [other], planes, WINDOW)
+    mass = mass_constraint([other], planes, WINDOW)
     assert np.mean(refits.status == CONVERGED) > 0.999
     parts: list[tuple[Floats, Floats]] = []
     for part in contributions(pairs.tracks, pairs.pairs, planes, truth, mass):
