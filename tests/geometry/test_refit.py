@@ -213,6 +213,18 @@ def test_pulls() -> None:
     assert np.abs(pull).max() < 6.0
 
 
+@pytest.mark.parametrize("loss", ["gauss", "landau"])
+def test_pulls_where_the_loss_of_energy_fluctuates(loss: str) -> None:
+    """The fit knows the mean loss alone: what is around it adds little to the scattering."""
+    tracks = simulated(20_000, 7, loss=loss)
+    pull = pulls(refit_tracks(tracks, CMS_PLANES, MISALIGNED, ALL_HITS), tracks)
+    outwards = pull[:, 0] * tracks.charge
+    print(loss, "q/p", pull[:, 0].std(), "outwards", outwards.mean())
+    np.testing.assert_allclose(pull.std(axis=0), 1.0, atol=0.03)
+    np.testing.assert_allclose(pull.mean(axis=0), 0.0, atol=3.5 / np.sqrt(20_000))
+    assert abs(outwards.mean()) < 0.04
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_pulls_of_many_tracks() -> None:
