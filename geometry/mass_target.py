@@ -1,12 +1,12 @@
 r"""The mass as a measurement: target and width from a simulation of the nominal detector.
 
 The target is not the mass of the resonance, nor the mean of the generator mass: the mass is curved as a function of
-the measured curvatures, which adds some :math:`s^2`, :math:`s = \sigma_m/m`, to the mean of ln m; radiation is cut by
-the window more or less sharply; and each pair has its own weight. So what is asked for is that the simulation, in
-which nothing is wrong, wants no change of the field: with g and C the gradient and the curvature that a pair adds to
-the global fit along the field as a whole, :math:`\ln t = a + b s^2` solves
+the measured curvatures, which adds some :math:`s^2`, :math:`s = \sigma_m/m`, to the mean of ln m; the window, and
+robust weights, cut the tail of radiation the less sharply the worse the resolution; and each pair has its own weight.
+So what is asked for is that the simulation, in which nothing is wrong, wants no change of the field: with g the
+gradient that a pair adds to the global fit along the field as a whole, :math:`\ln t = a + b s + c s^2` solves
 
-.. math:: \sum_e \begin{pmatrix} 1 \\ s_e^2 \end{pmatrix} g_e(t) = 0
+.. math:: \sum_e \begin{pmatrix} 1 \\ s_e \\ s_e^2 \end{pmatrix} g_e(t) = 0
 
 With one target for all pairs, those of good and of bad resolution would be off by some 1e-4 in opposite directions.
 
@@ -28,7 +28,7 @@ from musclecal.geometry.trace import B, Planes
 from musclecal.kinematics import pair_masses
 from musclecal.records import Floats, MassConstraint, Pairs
 
-__all__ = ["gen_masses", "mass_constraint"]
+__all__ = ["gen_masses", "log_target", "mass_constraint"]
 
 _START = 20_000
 """Pairs that the start value is taken from."""
@@ -52,6 +52,11 @@ def gen_masses(pairs: Pairs) -> Floats:
     plus, minus = pairs.pairs.T
     phi = truth[:, 2]
     return np.asarray(pair_masses(pt[plus], eta[plus], phi[plus], pt[minus], eta[minus], phi[minus]))
+
+
+def log_target(mass: MassConstraint, s: Floats) -> Floats:
+    """(n,) what ln m of pairs of resolution ``s`` (n,) should be."""
+    return np.asarray(np.log(mass.target) + mass.growth[0] * s + mass.growth[1] * s**2)
 
 
 def mass_constraint(
@@ -133,17 +138,18 @@ def _improved(
     for pairs in chunks:
         for part in contributions(pairs.tracks, pairs.pairs, planes, None, mass, cuts):
             gradient, curvature = _along_field(part)
-            m, s2 = part.mass[part.good], (part.mass_sigma[part.good] / part.mass[part.good]) ** 2
-            far = np.abs(np.log(m / mass.target) - mass.growth * s2) / np.sqrt(s2 + width**2)
+            m, s = part.mass[part.good], part.mass_sigma[part.good] / part.mass[part.good]
+            far = np.abs(np.log(m) - log_target(mass, s)) / np.hypot(s, width)
             # A score that has ended does not move with the target
-            parts.append(np.stack([gradient, np.where(far < mass.robust, curvature, 0.0), s2]))
-    gradient, curvature, s2 = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0))
+            parts.append(np.stack([gradient, np.where(far < mass.robust, curvature, 0.0), s]))
+    gradient, curvature, s = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0))
     if gradient.size < _LEAST:
         raise InputError(f"mass window {mass.window}: {gradient.size} simulated pairs are too few")
-    basis = np.stack([np.ones_like(s2), s2])
+    basis = np.stack([np.ones_like(s), s, s**2])
     # A field that is to fall means a target that is to rise
-    a, b = -np.linalg.solve((curvature * basis) @ basis.T, basis @ gradient)
-    return replace(mass, target=mass.target * float(np.exp(a)), growth=mass.growth + float(b))
+    a, b, c = -np.linalg.solve((curvature * basis) @ basis.T, basis @ gradient)
+    growth = mass.growth[0] + float(b), mass.growth[1] + float(c)
+    return replace(mass, target=mass.target * float(np.exp(a)), growth=growth)
 
 
 def _along_field(part: Contributions) -> tuple[Floats, Floats]:

@@ -35,7 +35,7 @@ def solve_modules(
     kinds: NDArray[np.int8],
     *,
     solver: Solver = "cg",
-    tolerance: float = 1e-9,
+    tolerance: float = 1e-7,
     most_iterations: int = 300,
 ) -> ModuleCorrections:
     """The corrections that fit the tracks and the prior best.

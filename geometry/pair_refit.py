@@ -191,8 +191,8 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
 def _contribute(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
     planes: Planes, parameters: Floats, cuts: RefitCuts,
-    log_target: float, growth: float, width: float, low: float, high: float, robust: float, units: NDArray[np.int32],
-    matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_], mass: Floats, mass_sigma: Floats,
+    log_target: float, growth: tuple[float, float], width: float, low: float, high: float, robust: float,
+    units: NDArray[np.int32], matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_], mass: Floats, mass_sigma: Floats,
 ) -> None:  # fmt: skip
     n_slot = parameters.shape[1]
     room = _new_room(module.shape[1], n_slot)
@@ -215,7 +215,7 @@ def _contribute(
         wanted, sigma = log_target, width
         if math.isfinite(width):
             resolution = variance / (mass[t] * mass[t])
-            wanted += growth * resolution
+            wanted += growth[0] * math.sqrt(resolution) + growth[1] * resolution
             expected = resolution + width * width
             far = abs(math.log(mass[t]) - wanted) / math.sqrt(expected)
             if far > robust:
@@ -262,11 +262,15 @@ def contributions(
     """
     values = checked_parameters(tracks, planes, parameters)
     pairs = _checked_pairs(tracks, pairs)
-    log_target, growth, width, (low, high), robust = 0.0, 0.0, math.inf, (0.0, math.inf), math.inf
+    log_target, growth, width, (low, high), robust = 0.0, (0.0, 0.0), math.inf, (0.0, math.inf), math.inf
     if mass is not None:
         (low, high), robust, growth = mass.window, mass.robust, mass.growth
         if not (
-            mass.target > 0.0 and mass.sigma > 0.0 and low < high and robust > 0.0 and math.isfinite(growth)
+            mass.target > 0.0
+            and mass.sigma > 0.0
+            and low < high
+            and robust > 0.0
+            and np.all(np.isfinite(growth))
         ):
             raise InputError(
                 f"mass: target, sigma and robust must be positive, the window not empty, growth finite: {mass}"

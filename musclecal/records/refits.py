@@ -57,7 +57,9 @@ class PairRefits:
 
 @dataclass(frozen=True)
 class MassConstraint:
-    """The mass as a measurement of a pair: ln m = ln target + growth (sigma_m/m)^2 with the error sigma/target.
+    """The mass as a measurement of a pair: ln m = ln target + growth[0] s + growth[1] s^2 with the error sigma/target.
+
+    s = sigma_m/m is the resolution of the pair's mass, fitted without constraint.
 
     Attributes
     ----------
@@ -66,11 +68,11 @@ class MassConstraint:
     window : (low, high) GeV, of the mass fitted without constraint.
     robust : the score of a pair that is further from its target than so many standard deviations, of sigma_m and sigma,
         does not grow any more (Huber); inf: always.
-    growth : of the target with the resolution sigma_m of a pair's fitted mass m (`musclecal.geometry.mass_target`).
+    growth : of the target with the resolution (`musclecal.geometry.mass_target`).
     """
 
     target: float
     sigma: float
     window: tuple[float, float]
     robust: float = float("inf")
-    growth: float = 0.0
+    growth: tuple[float, float] = (0.0, 0.0)

@@ -349,16 +349,17 @@ def test_far_masses_count_less_if_asked_for() -> None:
 
 
 def test_the_target_grows_with_the_resolution() -> None:
-    """ln target + growth (sigma_m/m)^2: each pair as with this target of its own."""
+    """ln target + growth s + growth s^2, s = sigma_m/m: each pair as with this target of its own."""
     pairs = simulated(30, 9)
     refits = refit_pairs(pairs.tracks, pairs.pairs, BARREL_PLANES, MISALIGNED, EXACT)
     usual = MassConstraint(3.09, 0.01, (2.0, 4.0))
-    found = one_by_one(pairs, BARREL_PLANES, MISALIGNED, replace(usual, growth=20.0), EXACT)
+    found = one_by_one(pairs, BARREL_PLANES, MISALIGNED, replace(usual, growth=(-0.3, 20.0)), EXACT)
     assert np.sum(found.good) > 20
     np.testing.assert_allclose(found.mass, refits.mass, rtol=1e-9)
     np.testing.assert_allclose(found.mass_sigma, refits.mass_sigma, rtol=1e-9)
     for n in np.flatnonzero(found.good):
-        own = usual.target * math.exp(20.0 * (refits.mass_sigma[n] / refits.mass[n]) ** 2)
+        s = refits.mass_sigma[n] / refits.mass[n]
+        own = usual.target * math.exp(-0.3 * s + 20.0 * s**2)
         mass = replace(usual, target=own, sigma=usual.sigma * own / usual.target)
         alone = one_by_one(pairs.select(np.array([n])), BARREL_PLANES, MISALIGNED, mass, EXACT)
         size = 4 * int(np.sum(found.units[n] >= 0))
@@ -497,7 +498,7 @@ def test_bad_input() -> None:
         {"window": (3.0, 3.0)},
         {"robust": 0.0},
         {"sigma": math.nan},
-        {"growth": math.inf},
+        {"growth": (0.0, math.inf)},
     ):
         mass = replace(MassConstraint(3.09, 0.03, WINDOW), **change)
         with pytest.raises(InputError, match="mass: target, sigma and robust"):
