@@ -192,7 +192,8 @@ def _contribute(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
     planes: Planes, parameters: Floats, cuts: RefitCuts,
     log_target: float, growth: tuple[float, float], width: float, low: float, high: float, robust: float,
-    units: NDArray[np.int32], matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_], mass: Floats, mass_sigma: Floats,
+    units: NDArray[np.int32], matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
+    mass: Floats, mass_sigma: Floats,
 ) -> None:  # fmt: skip
     n_slot = parameters.shape[1]
     room = _new_room(module.shape[1], n_slot)
