@@ -44,7 +44,8 @@ N_SLOTS = 4
 SETTLED = 0.5
 """Prior widths: what is left after a pass that moves no parameter by more is of second order, a few per cent of it."""
 
-_LOOSE_CHI2_PER_NDF = 50.0
+_LOOSER = 4.0
+"""Cuts of the first of several passes are those of errors that are so many times larger."""
 
 _WIDTHS, _MODE_WIDTHS = Widths(), ModeWidths()
 
@@ -118,7 +119,11 @@ def pass_cuts(cuts: RefitCuts, number: int, most_passes: int) -> RefitCuts:
     """Cuts of pass ``number``, from 0: loose in the first of several, as a detector that is off loses good hits."""
     if number > 0 or most_passes == 1:
         return cuts
-    return cuts._replace(hit_chi2=np.inf, most_rejected=0, chi2_per_ndf=_LOOSE_CHI2_PER_NDF, gradient=np.inf)
+    return cuts._replace(
+        hit_chi2=_LOOSER**2 * cuts.hit_chi2,
+        chi2_per_ndf=_LOOSER**2 * cuts.chi2_per_ndf,
+        gradient=_LOOSER * cuts.gradient,
+    )
 
 
 def is_last(number: int, largest: float, most_passes: int, settled: float = SETTLED) -> bool:
