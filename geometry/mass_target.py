@@ -154,23 +154,25 @@ def _improved(
 
 def _along_field(part: Contributions) -> tuple[Floats, Floats]:
     """g and C of the good pairs along a change of the field that is the same everywhere."""
-    good = part.good
-    n_slots = part.vector.shape[1] // max(part.units.shape[1], 1)
-    sums = np.zeros((2, int(np.sum(good))))
-    _sum_field(part.units[good], part.matrix[good], part.vector[good], n_slots, sums)
-    return sums[0], sums[1]
+    sums = np.zeros((2, len(part.good)))
+    _sum_field(part.units, part.matrix, part.vector, part.good, sums)
+    return sums[0, part.good], sums[1, part.good]
 
 
 @kernel
-def _sum_field(units: np.ndarray, matrix: Floats, vector: Floats, n_slots: int, sums: Floats) -> None:
+def _sum_field(units: np.ndarray, matrix: Floats, vector: Floats, good: np.ndarray, sums: Floats) -> None:
+    n_max = units.shape[1]
+    n_slots = vector.shape[1] // n_max
     for e in range(units.shape[0]):
-        for a in range(units.shape[1]):
+        if not good[e]:
+            continue
+        for a in range(n_max):
             if units[e, a] < 0:
                 continue
             i = a * n_slots + B
             sums[0, e] += vector[e, i]
             sums[1, e] += matrix[e, i, i]
-            for b in range(a + 1, units.shape[1]):
+            for b in range(a + 1, n_max):
                 if units[e, b] >= 0:
                     sums[1, e] += 2.0 * matrix[e, i, b * n_slots + B]
 
