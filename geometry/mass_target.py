@@ -16,6 +16,7 @@ Not for: the row itself (`musclecal.geometry.pair_kernels`).
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -36,6 +37,8 @@ _LEAST = 100
 _STEPS = 30
 """Of a weighted mean: each leaves a tenth of the way."""
 _LEAST_WIDTH = 0.05
+_GROWTH = (0.3, 10.0)
+"""Widths of a weak prior of the growth, around 0: some 0.1 and 5 are found; a small sample does not measure them."""
 
 
 def gen_masses(pairs: Pairs) -> Floats:
@@ -66,7 +69,7 @@ def mass_constraint(
     """Target and width from pairs with truth, which are fitted with their own detector.
 
     The width is that of the generator mass after radiation of pairs with a fitted mass in ``window``. With ``robust``,
-    which cuts the tail of radiation, it is what makes the variance of the scores their curvature: errors stay right.
+    which cuts the tail of radiation, it is that with which the weights promise the error that the mean really has.
 
     Parameters
     ----------
@@ -102,27 +105,40 @@ def _start(
     fitted = np.concatenate(mass)
     s2, width = (np.concatenate(sigma) / fitted) ** 2, float(np.std(np.concatenate(true)) / fitted.mean())
     if np.isfinite(robust):
-        width = _width_of_scores(np.log(fitted), s2, robust, width)
-    target = float(np.exp(_mean(np.log(fitted), s2, width, robust)[0]))
+        width = _honest_width(np.log(fitted), s2, robust, width)
+    target = float(np.exp(_mean(np.log(fitted), s2, width, robust).value))
     return MassConstraint(target, target * width, window, robust)
 
 
-def _mean(log_mass: Floats, s2: Floats, width: float, robust: float) -> tuple[float, Floats, Floats]:
-    """The mean of ln m as the global fit would find it, and (n,) scores and weights of pairs there."""
+class _Mean(NamedTuple):
+    """A weighted mean; scores, weights and slopes of the scores (n,)."""
+
+    value: float
+    scores: Floats
+    weights: Floats
+    slopes: Floats
+
+
+def _mean(log_mass: Floats, s2: Floats, width: float, robust: float) -> _Mean:
+    """The mean of ln m as the global fit would find it."""
     mean, variance = float(np.median(log_mass)), s2 + width**2
     for _ in range(_STEPS):
         far = np.abs(log_mass - mean) / np.sqrt(variance)
         weight = np.minimum(1.0, robust / np.maximum(far, 1e-12)) / variance
         mean = float(np.average(log_mass, weights=weight))
-    return mean, weight * (log_mass - mean), weight
+    return _Mean(mean, weight * (log_mass - mean), weight, np.where(far < robust, 1.0 / variance, 0.0))
 
 
-def _width_of_scores(log_mass: Floats, s2: Floats, robust: float, most: float) -> float:
-    """The width, of ln m, up to ``most``, with which the variance of the scores is the sum of the weights."""
+def _honest_width(log_mass: Floats, s2: Floats, robust: float, most: float) -> float:
+    """The width, of ln m, up to ``most``, with which 1/sum of weights is the variance of the mean.
+
+    That variance is the sum of squared scores over the square of the sum of their slopes; beyond ``robust`` the slope of
+    a score is 0, its weight is not.
+    """
 
     def excess(width: float) -> float:
-        _, score, weight = _mean(log_mass, s2, width, robust)
-        return float(np.sum(score**2) / np.sum(weight) - 1.0)
+        mean = _mean(log_mass, s2, width, robust)
+        return float(np.sum(mean.scores**2) * np.sum(mean.weights) / np.sum(mean.slopes) ** 2 - 1.0)
 
     least = _LEAST_WIDTH * most
     if excess(least) <= 0.0:
@@ -146,10 +162,14 @@ def _improved(
     if gradient.size < _LEAST:
         raise InputError(f"mass window {mass.window}: {gradient.size} simulated pairs are too few")
     basis = np.stack([np.ones_like(s), s, s**2])
+    known = np.array([0.0, _GROWTH[0] ** -2, _GROWTH[1] ** -2])
+    right = basis @ gradient + known * [0.0, *mass.growth]
     # A field that is to fall means a target that is to rise
-    a, b, c = -np.linalg.solve((curvature * basis) @ basis.T, basis @ gradient)
+    a, b, c = -np.linalg.solve((curvature * basis) @ basis.T + np.diag(known), right)
     growth = mass.growth[0] + float(b), mass.growth[1] + float(c)
-    return replace(mass, target=mass.target * float(np.exp(a)), growth=growth)
+    error = float(np.sqrt(np.sum(gradient**2)) / np.sum(curvature))
+    target = mass.target * float(np.exp(a))
+    return replace(mass, target=target, growth=growth, error=error)
 
 
 def _along_field(part: Contributions) -> tuple[Floats, Floats]:

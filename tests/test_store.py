@@ -256,7 +256,7 @@ EXAMPLES["sector refinement"] = replace(EXAMPLES["phi refinement"], harmonics=()
 EXAMPLES["run refinement"] = RunRefinement(
     "Z", floats(5), (0, 10, 2**40), floats(2, 4), floats(2, 4), floats(16, 16), 9.0, 8, 0.4, 2, 0.001
 )
-EXAMPLES["mass constraint"] = MassConstraint(3.0925, 0.02, (2.9, 3.3), 2.5, (-0.1, 1.5))
+EXAMPLES["mass constraint"] = MassConstraint(3.0925, 0.02, (2.9, 3.3), 2.5, (-0.1, 1.5), 1e-5)
 EXAMPLES["refits"] = Refits(
     floats(3, 5), floats(3, 5, 5), floats(3), ints(3), np.array([0, 1, 4], np.int8), np.zeros(3, np.int8),
     np.array([[0, 1], [2, 3], [0, 0]], np.int8),
