@@ -34,6 +34,7 @@ class BlockSums:
         self._uses = np.zeros(n_units, dtype=np.int64)
         self._parts = [_Part(part, n_parts, n_slots) for part in range(n_parts)]
         self._totals = np.zeros(3)
+        self._n_read = 0
 
     @property
     def n_blocks(self) -> int:
@@ -85,6 +86,7 @@ class BlockSums:
                 f"pair {np.flatnonzero(wrong)[0]} of the chunk has a vector or chi2 that is no number"
             )
         _sum_in_order(extra, good, self._totals)
+        self._n_read += n_pair
 
         def work(part: _Part) -> None:
             part.add(units, matrix, vector, good, self._vector, self._uses, self.n_units)
@@ -92,8 +94,10 @@ class BlockSums:
         for _ in in_order(work, self._parts, threads):
             pass
 
-    def finish(self, values: Floats | None = None, detector: str = "") -> ModuleSums:
-        """The sums so far, of fits at the parameters ``values`` (n_units, P), 0 by default, of this ``detector``.
+    def finish(
+        self, values: Floats | None = None, detector: str = "", cuts: str = "", mass: str = ""
+    ) -> ModuleSums:
+        """The sums so far, of fits at the parameters ``values`` (n_units, P), 0 by default; the rest as in the record.
 
         Raises
         ------
@@ -124,6 +128,9 @@ class BlockSums:
             ndf,
             np.zeros_like(self._vector) if values is None else np.array(values, dtype=np.float64),
             detector,
+            self._n_read,
+            cuts,
+            mass,
         )
 
 
@@ -281,7 +288,7 @@ def merge_sums(first: ModuleSums, *others: ModuleSums) -> ModuleSums:
 
     Raises
     ------
-    InputError : other detectors, parameters per unit, or linearisation points.
+    InputError : other detectors, parameters per unit, linearisation points, cuts, or targets of the mass.
     """
     return reduce(_merge_two, others, first)
 
@@ -297,6 +304,10 @@ def _merge_two(one: ModuleSums, two: ModuleSums) -> ModuleSums:
             f"sums of tracks that were fitted at different module parameters cannot be merged: parameter {slot} of "
             f"unit {unit} is {one.values[unit, slot]} and {two.values[unit, slot]}"
         )
+    if one.cuts != two.cuts:
+        raise InputError(f"sums of pairs with other cuts cannot be merged: {one.cuts} and {two.cuts}")
+    if one.mass and two.mass and one.mass != two.mass:
+        raise InputError(f"sums with other masses cannot be merged: {one.mass} and {two.mass}")
     keys = [_keys(sums) for sums in (one, two)]
     union = np.union1d(*keys)
     blocks = np.zeros((len(union), one.n_slots, one.n_slots))
@@ -314,6 +325,9 @@ def _merge_two(one: ModuleSums, two: ModuleSums) -> ModuleSums:
         one.ndf + two.ndf,
         one.values,
         one.detector,
+        one.n_read + two.n_read,
+        one.cuts,
+        one.mass or two.mass,
     )
 
 

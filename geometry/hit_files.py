@@ -30,7 +30,12 @@ _SCALARS: Final = ("event", "track", "charge")
 _LISTS: Final = ("module", "u", "v", "sigma_u", "sigma_v")
 _STATE = 6
 _ENOUGH = 50
-_NARROWEST, _WIDEST = 0.02, 1.0
+_NARROWEST, _WIDEST = 0.1, 1.0
+"""Half widths of a sensor, of the median hit: 0.5 where tracks are spread evenly."""
+_FINEST, _COARSEST = 0.2, 5.0
+"""Resolutions of the detector, of the median error of a hit."""
+_STEP_BACK = 1e-3
+"""cm"""
 """Range of the median of |u| over the half width of the sensor; flat hits have 0.5."""
 
 
@@ -285,6 +290,15 @@ def _check_modules(
         raise InputError(
             f"{path}: event {of_event[np.argmax(track == where)]:g}: module {which} twice in a track"
         )
+    x, y, z = detector.centre[module].T
+    inwards = (np.diff(np.hypot(x, y)) < -_STEP_BACK) & (np.diff(np.abs(z)) < -_STEP_BACK)
+    inwards &= np.diff(track) == 0
+    if np.any(inwards):
+        at = int(np.argmax(inwards))
+        raise InputError(
+            f"{path}: event {of_event[at]:g}: module {module[at + 1]} behind {module[at]}, but nearer to the beam line "
+            "and to z = 0: modules must stand in the order of the track"
+        )
 
 
 def _check_hits(
@@ -294,6 +308,13 @@ def _check_hits(
     of_event: Ints,
     detector: Detector,
 ) -> None:
+    for axis, measured in (("u", np.ones(len(module), np.bool_)), ("v", detector.measures_v[module])):
+        infinite = measured & np.isinf(values[axis])
+        if np.any(infinite):
+            at = int(np.argmax(infinite))
+            raise InputError(
+                f"{path}: event {of_event[at]:g}: {axis} is infinite; nan says that there is no hit"
+            )
     hit = np.isfinite(values["u"])
     for name, needed in (
         ("sigma_u", hit),
@@ -305,11 +326,19 @@ def _check_hits(
             raise InputError(
                 f"{path}: event {of_event[at]:g}: {name} {values[name][at]:g} of a hit: must be positive"
             )
-    if np.sum(hit) < _ENOUGH:
-        return
-    typical = float(np.median(np.abs(values["u"][hit]) / detector.half_u[module[hit]]))
-    if not _NARROWEST < typical < _WIDEST:
-        raise InputError(
-            f"{path}: the typical hit is {typical:.3g} half widths from the middle of its sensor: are lengths in the "
-            "unit stated (cm where none is)?"
-        )
+    for axis, here in (("u", hit), ("v", hit & detector.measures_v[module] & np.isfinite(values["v"]))):
+        if np.sum(here) < _ENOUGH:
+            continue
+        half, sigma = (getattr(detector, f"{name}_{axis}")[module[here]] for name in ("half", "sigma"))
+        typical = float(np.median(np.abs(values[axis][here]) / half))
+        if not _NARROWEST < typical < _WIDEST:
+            raise InputError(
+                f"{path}: {axis} of the typical hit is {typical:.3g} half widths from the middle of its sensor: are "
+                "lengths in the unit stated (cm where none is)?"
+            )
+        error = float(np.median(values[f"sigma_{axis}"][here] / sigma))
+        if not _FINEST < error < _COARSEST:
+            raise InputError(
+                f"{path}: sigma_{axis} of the typical hit is {error:.3g} times the resolution of the detector: are "
+                "lengths in the unit stated (cm where none is)?"
+            )

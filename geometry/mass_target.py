@@ -132,8 +132,8 @@ def _mean(log_mass: Floats, s2: Floats, width: float, robust: float) -> _Mean:
 def _honest_width(log_mass: Floats, s2: Floats, robust: float, most: float) -> float:
     """The width, of ln m, up to ``most``, with which 1/sum of weights is the variance of the mean.
 
-    That variance is the sum of squared scores over the square of the sum of their slopes; beyond ``robust`` the slope of
-    a score is 0, its weight is not.
+    That variance is the sum of squared scores over the square of the sum of their slopes; beyond ``robust`` the slope
+    of a score is 0, its weight is not.
     """
 
     def excess(width: float) -> float:

@@ -72,6 +72,8 @@ class ModuleEquations:
             raise InputError(f"modes of {modes.vectors.shape[1]} parameters, sums of {widths.size}")
         if not np.all(widths >= 0.0):
             raise InputError("a prior width is negative or no number")
+        if not np.any(widths > 0.0):
+            raise InputError("all prior widths are 0: no parameter is fitted")
         if not np.all((modes.widths > 0.0) & np.isfinite(modes.widths)):
             raise InputError("the width of a mode must be positive and finite: leave the mode out")
         self.sums, self.modes, self.threads = sums, modes, threads

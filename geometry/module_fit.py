@@ -34,8 +34,8 @@ from musclecal.records import (
 )
 
 __all__ = [
-    "SETTLED", "ModuleModel", "Pass", "detector_fingerprint", "fit_modules", "is_last", "largest_move", "module_model",
-    "module_sums", "pass_cuts",
+    "SETTLED", "ModuleModel", "Pass", "cuts_text", "detector_fingerprint", "fit_modules", "is_last", "largest_move",
+    "module_model", "module_sums", "pass_cuts",
 ]  # fmt: skip
 
 N_SLOTS = 4
@@ -50,11 +50,11 @@ _LOOSER = 4.0
 _WIDTHS, _MODE_WIDTHS = Widths(), ModeWidths()
 
 
-def detector_fingerprint(detector: Detector) -> str:
-    """16 hexadecimal digits of all numbers of a detector: sums of different ones cannot be merged."""
+def detector_fingerprint(detector: Detector, planes: Planes) -> str:
+    """16 hexadecimal digits of all numbers of a detector and its field: sums of different ones cannot be merged."""
     digest = hashlib.sha256()
-    for field in fields(detector):
-        value = getattr(detector, field.name)
+    numbers = [getattr(detector, field.name) for field in fields(detector)]
+    for value in (*numbers, planes.r, planes.z, planes.bending, planes.loss):
         digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
     return f"{detector.name} {digest.hexdigest()[:16]}"
 
@@ -100,7 +100,13 @@ def module_sums(
         done += len(chunk)
         if progress:
             progress(done)
-    return sums.finish(values, detector_fingerprint(detector))
+    measured = "" if mass is None else str(mass)
+    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured)
+
+
+def cuts_text(cuts: RefitCuts) -> str:
+    """Cuts as sums name them."""
+    return ", ".join(f"{name} {value:g}" for name, value in cuts._asdict().items())
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,7 @@ def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, for
         echo_json(modules_table(campaign))
     else:
         click.echo(modules_text(campaign))
+    campaign.check_module_gates()
 
 
 @main.command()

@@ -326,6 +326,8 @@ class GateConfig(Table):
     """Of the fit of A, e, M to the 4D mass scales."""
     second_pass_chi2: Annotated[float, Field(gt=0.0)] = 1.0
     """How much the last pass may change the calibration: chi2 per parameter."""
+    module_pairs_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """Pairs in the global fit of modules over all pairs of tracks."""
     closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     """Of the residual, with the calibration's own uncertainty in the covariance."""
     width_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4

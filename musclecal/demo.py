@@ -81,7 +81,7 @@ pt_edges = [4.0, 5.5, 8.5, 40.0]
 [modules]
 detector = "barrel"
 simulate = { pairs = 20_000, seed = 21, background = 0.05, efficiency = 0.985, noise = 0.002 }
-reference = { simulate = { pairs = 40_000, seed = 22 } }
+reference = { simulate = { pairs = 40_000, seed = 22, background = 0.05 } }
 solver = "direct"
 passes = 1
 

@@ -13,6 +13,7 @@ __all__ = ["FreePairsConfig", "HitsConfig", "ModulesConfig", "SimulateHitsConfig
 
 NotNegative = Annotated[float, Field(ge=0.0)]
 Width = Annotated[float, Field(ge=0.0, allow_inf_nan=True)]
+Deviations = Annotated[float, Field(gt=0.0, allow_inf_nan=True)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 WidthName = Literal["pixel_u", "pixel_v", "strip_u", "field", "material", "w", "gamma"]
@@ -76,6 +77,8 @@ class ModulesConfig(Table):
     simulate: SimulateHitsConfig | None = None
     sums: tuple[str, ...] = ()
     """Files of sums that other jobs have made."""
+    start: str | None = None
+    """A table of corrections that the first pass begins at."""
     mass: bool = True
     """The mass of a pair as a measurement."""
     mass_window: tuple[Positive, Positive] | None = None
@@ -85,7 +88,9 @@ class ModulesConfig(Table):
     target: Positive | None = None
     sigma: Positive | None = None
     """GeV"""
-    robust: Positive | None = None
+    growth: tuple[float, float] = (0.0, 0.0)
+    """Of the logarithm of a target that is given, with sigma_m/m and its square."""
+    robust: Deviations | None = None
     """Standard deviations beyond which a mass counts less; by default 2 with a reference, else none."""
     free: FreePairsConfig | None = None
     passes: Annotated[int, Field(ge=1, le=5)] = 4
@@ -120,6 +125,8 @@ class ModulesConfig(Table):
             raise ValueError("give one of hits, a simulate table, or sums")
         if self.sums and self.free is not None:
             raise ValueError("free: sums of it belong among sums")
+        if self.sums and self.start is not None:
+            raise ValueError("start: the sums say where their tracks were fitted")
         if self.mode_widths and not self.modes:
             raise ValueError("mode_widths: there are none with modes = false")
         return self
@@ -128,6 +135,8 @@ class ModulesConfig(Table):
     def _mass(self) -> "ModulesConfig":
         if (self.target is None) != (self.sigma is None):
             raise ValueError("target and sigma go together")
+        if self.target is None and self.growth != (0.0, 0.0):
+            raise ValueError("growth: belongs to target and sigma")
         if self.target is not None and self.reference is not None:
             raise ValueError("reference: target and sigma are given already")
         if self.mass and not self.sums and self.target is None and self.reference is None:

@@ -81,7 +81,10 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
         "units_used": int(np.count_nonzero(c.uses)),
         "units_without_hits": c.without_hits.tolist(),
         "parameters": int(np.count_nonzero(c.kinds)),
+        "mass": _mass_table(campaign),
         "pairs": c.n_pairs,
+        "pairs_read": int(before_last["read"]),
+        "settled": bool(before_last["settled"]),
         "passes": int(before_last["passes"]),
         "moved": before_last["moved"],
         "chi2_before": first["chi2"],
@@ -122,6 +125,20 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
     return table
 
 
+def _mass_table(campaign: Campaign) -> dict[str, object] | None:
+    """As the keys of [modules] that give the same target; and its relative error."""
+    mass = campaign.mass_found
+    if mass is None:
+        return None
+    return {
+        "target": mass.target,
+        "sigma": mass.sigma,
+        "growth": list(mass.growth),
+        "robust": mass.robust if np.isfinite(mass.robust) else None,
+        "error": mass.error,
+    }
+
+
 def _in_units(kind: str, value: float, sigma: float) -> str:
     unit = PARAMETER_UNITS[kind]
     factor, label = {"cm": (1e4, "um"), "rad": (1e6, "urad"), "1": (1e3, "e-3")}[unit]
@@ -141,13 +158,22 @@ def modules_text(campaign: Campaign) -> str:
     bound = " (errors are lower bounds)" if c.sigma_is != "exact" else ""
     lines = [
         f"Modules of {campaign.detector.name}: {used:,} of {len(c.uses):,} units used, "
-        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} pairs",
+        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {after['read']:,} pairs",
         f"chi2 of the tracks {before['chi2']:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
         f"{before['chi2'] / before['ndf']:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
         f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior "
         f"widths; {c.iterations} iterations, residual {c.residual:.1e}",
         _without_hits_text(c, layers),
     ]
+    if mass := campaign.mass_found:
+        lines.append(
+            f"target of the mass {mass.target:.5f} GeV (growth {mass.growth[0]:.4g}, {mass.growth[1]:.4g}), "
+            f"+- {1e5 * mass.error:.1f}e-5 from the reference; sigma {mass.sigma:.5f} GeV, robust {mass.robust:g}"
+        )
+    if not after["settled"]:
+        lines.append(
+            "not settled: what is not linear is left. Fit again at these corrections (modules.passes, modules.start)"
+        )
     modes = significant_modes(c, _MODES)
     if modes:
         lines.append(f"most significant modes, largest displacement or relative change{bound}:")

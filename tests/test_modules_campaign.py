@@ -20,7 +20,7 @@ from musclecal.events import read_dimuons
 from musclecal.geometry.correction_file import read_corrections
 from musclecal.geometry.detector import barrel_tracker
 from musclecal.geometry.detector_files import write_detector
-from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.field import solenoid_map, write_field_map
 from musclecal.geometry.hit_files import write_tracks
 from musclecal.geometry.mass_target import log_target
 from musclecal.geometry.misalignment import Misalignment, misaligned
@@ -392,6 +392,11 @@ def test_the_demonstration_with_modules_can_be_read(tmp_path: Path) -> None:
         ({"free": '{ hits = ["gone.parquet"] }'}, "modules.free.hits: "),
         ({"free": '{ hits = ["gone.parquet"], weight = 0.0 }'}, "modules.free.weight"),
         ({"target": None, "sigma": None, "reference": "{ pairs = 3 }"}, "modules.reference.pairs: unknown key"),
+        ({"robust": "nan"}, "modules.robust"),
+        ({"target": None, "sigma": None, "growth": "[0.1, 5.0]"}, "growth: belongs to target"),
+        ({"start": '"gone.parquet"'}, "modules.start: "),
+        ({"widths": "{ pixel_u = 0, pixel_v = 0, strip_u = 0, field = 0, material = 0 }", "modes": "false"},
+         "no parameter is fitted"),
     ],
 )  # fmt: skip
 def test_a_wrong_table_is_named(
@@ -522,6 +527,115 @@ def test_sums_of_another_detector_or_point_are_refused(
     refused(command, tmp_path / "else", "fitted at different module parameters", other)
     save(tmp_path / "else" / "two.h5", replace(sums, detector="barrel 0123"))
     refused(command, tmp_path / "else", "two.h5: sums of the detector 'barrel 0123'", other)
+
+
+def test_sums_that_do_not_belong_together_are_refused(
+    hit_files: Path, tmp_path: Path, command: Command
+) -> None:
+    """Other cuts, another target, another field, the same pairs twice: nothing in the numbers would tell."""
+    path = given_files(tmp_path, f'["{hit_files}/one.parquet", "{hit_files}/two.parquet"]')
+    run_tasks(Campaign(path).sums_tasks(0))
+    one, two = (tmp_path / "out" / "modules" / f"sums_0_{name}.h5" for name in ("one", "two"))
+    sums = load(two, ModuleSums)
+    assert sums.n_read == 300 > sums.n_pairs
+    (tmp_path / "else").mkdir()
+    other = tmp_path / "else" / "campaign.toml"
+    other.write_text(f'{HEAD}{MODULES}sums = ["{one}", "two.h5"]\n{MINE}')
+    for wrong, message in (
+        (replace(sums, cuts="gradient 100"), "other cuts"),
+        (replace(sums, mass=sums.mass.replace("3.0953", "3.2")), "other masses"),
+        (load(one, ModuleSums), "pairs would count twice"),
+    ):
+        save(tmp_path / "else" / "two.h5", wrong)
+        refused(command, tmp_path / "else", message, other)
+    field = solenoid_map()
+    stronger = replace(field, table=1.01 * field.table)
+    write_field_map(tmp_path / "else" / "field.json", stronger)
+    save(tmp_path / "else" / "two.h5", sums)
+    other.write_text(f'{HEAD}{MODULES}field = "field.json"\nsums = ["{one}", "two.h5"]\n{MINE}')
+    refused(command, tmp_path / "else", "sums of the detector", other)
+
+
+def test_files_that_would_count_twice_are_refused(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    one = f'"{hit_files}/one.parquet"'
+    path = given_files(tmp_path, f"[{one}]", f"[modules.free]\nhits = [{one}]")
+    refused(command, tmp_path, "stands there twice", path)
+    path = given_files(tmp_path, f"[{one}]", f"reference = {{ hits = [{one}] }}")
+    path.write_text(path.read_text().replace("target = 3.0953\nsigma = 0.0155\n", ""))
+    refused(command, tmp_path, "is among the data", path)
+
+
+def test_jobs_elsewhere_can_sum_again(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    """First sums have loose cuts, which is said; those that start at what they gave are as good as a second pass."""
+    whole = given_files(tmp_path, f'["{hit_files}/all.parquet"]')
+    whole.write_text(whole.read_text().replace("passes = 1\nhits", "passes = 2\nhits"))
+    run(Campaign(whole))
+    expected = Campaign(whole).module_corrections()
+    here = tmp_path / "merged"
+    here.mkdir()
+    central = here / "campaign.toml"
+    central.write_text(f'{HEAD}{MODULES}sums = ["../out/modules/sums_0_all.h5"]\n{MINE}')
+    first = command("modules", central)
+    assert "not settled" in first.stdout
+    job = tmp_path / "job"
+    job.mkdir()
+    again = given_files(job, f'["{hit_files}/all.parquet"]')
+    again.write_text(
+        again.read_text().replace(
+            "hits =", 'start = "../merged/out/modules/module_corrections.parquet"\nhits ='
+        )
+    )
+    command("modules", again, "--only-sums", hit_files / "all.parquet")
+    central.write_text(f'{HEAD}{MODULES}sums = ["../job/out/modules/sums_0_all.h5"]\n{MINE}')
+    command("modules", central)
+    found = Campaign(central).module_corrections()
+    np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-9)
+
+
+def test_a_nominal_detector_is_fitted_twice(tmp_path: Path) -> None:
+    """The first pass moves little there, but its cuts are loose: in the sums, not only in what is written of them."""
+    detector = barrel_tracker()
+    settings = SimulationSettings(resonance("Jpsi"), (3.5, 40.0), (-0.8, 0.8), (2.6, 3.5))
+    maker = track_maker(detector, solenoid_map(), None, DetectorEffects(noise=0.05))
+    write_tracks(tmp_path / "nominal.parquet", simulate_pairs(maker, settings, 400, 3), detector)
+    path = given_files(tmp_path, '["nominal.parquet"]', "[modules.widths]\nfield = 0.1\npixel_u = 1.0")
+    text = path.read_text().replace("passes = 1\nhits", "passes = 3\nhits")
+    path.write_text(
+        text.replace("pixel_u = 1.0", "pixel_u = 1.0\npixel_v = 1.0\nstrip_u = 1.0\nmaterial = 10.0")
+    )
+    campaign = Campaign(path)
+    run(campaign)
+    assert campaign.module_fit_before(0)["moved"] < 0.5
+    assert campaign.module_fit_before(2)["passes"] == 2
+    loose, usual = (load(campaign.sums_tasks(n)[0].output, ModuleSums) for n in (0, 1))
+    assert loose.n_pairs > usual.n_pairs
+    assert loose.chi2 / loose.ndf > 1.2 * usual.chi2 / usual.ndf
+
+
+def test_few_pairs_of_many_end_with_code_3(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    path = given_files(tmp_path, f'["{hit_files}/one.parquet"]', "mass_window = [3.09, 3.10]")
+    assert "pairs in the fit of modules" in command("modules", path, code=3).stderr
+
+
+def test_background_of_the_reference_counts(tmp_path: Path) -> None:
+    """It is in the data too, and moves the mean mass."""
+    found = []
+    for background in (0.0, 0.4):
+        folder = tmp_path / str(background)
+        folder.mkdir()
+        path = given_files(
+            folder,
+            "[]",
+            f"reference = {{ simulate = {{ pairs = 2000, seed = 4, background = {background} }} }}",
+        )
+        text = path.read_text().replace("target = 3.0953\nsigma = 0.0155\nrobust = 3.0\n", "robust = inf\n")
+        path.write_text(text.replace("hits = []", "simulate = { pairs = 10, seed = 1 }"))
+        campaign = Campaign(path)
+        task = campaign.mass_task()
+        run_tasks([task])
+        found.append(load(task.output, MassConstraint))
+    assert found[1].sigma > 1.5 * found[0].sigma
+    assert found[0].robust == found[1].robust == np.inf
 
 
 def test_only_sums_takes_files_of_the_campaign(hit_files: Path, tmp_path: Path, command: Command) -> None:

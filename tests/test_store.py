@@ -273,7 +273,7 @@ EXAMPLES["pair refits"] = PairRefits(
 )
 EXAMPLES["module sums"] = ModuleSums(
     np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), floats(3, 4, 4), floats(2, 4), ints(2), 10**7, 1e7 + 0.1,
-    1e7, floats(2, 4), "barrel é 1",
+    1e7, floats(2, 4), "barrel é 1", 2 * 10**7, "gradient 8", "3.09",
 )  # fmt: skip
 EXAMPLES["module corrections"] = ModuleCorrections(
     floats(2, 4), floats(2, 4), np.array([[1, 2, 4, 5], [1, 0, 4, 5]], np.int8), ints(2), "exact", ("twist", "x é"),

@@ -93,6 +93,14 @@ class Campaign(ExportStages):
         """Raise `QualityGateError` where a closure after a correction is worse than the campaign file allows."""
         _raise_failures(self._closure_failures(closures, engine, applied))
 
+    def check_module_gates(self) -> None:
+        """Raise `QualityGateError` where the global fit uses fewer pairs than the campaign file allows."""
+        used = self.module_corrections().n_pairs
+        fraction = used / max(self.module_fit_before(self.module_passes - 1)["read"], 1.0)
+        least = self.config.gates.module_pairs_fraction
+        if fraction < least:
+            _raise_failures([f"pairs in the fit of modules: {fraction:.4f} < {least:g} of those read"])
+
     def check_width_gates(self) -> None:
         """Raise `QualityGateError` where smeared widths differ from the data's more than the campaign file allows."""
         least, failed = self.config.gates.width_p_value, []

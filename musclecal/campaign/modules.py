@@ -17,7 +17,7 @@ from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
 from musclecal.geometry.block_sums import merge_sums, weighted
 from musclecal.geometry.corrected_pairs import corrected_events
-from musclecal.geometry.correction_file import write_corrections
+from musclecal.geometry.correction_file import read_corrections, write_corrections
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.detector_files import read_detector
 from musclecal.geometry.field import read_field_map, solenoid_map
@@ -27,7 +27,9 @@ from musclecal.geometry.misalignment import Misalignment, misaligned
 from musclecal.geometry.modes import ModeWidths, Widths
 from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import (
+    SETTLED,
     ModuleModel,
+    cuts_text,
     detector_fingerprint,
     is_last,
     largest_move,
@@ -210,8 +212,14 @@ class ModuleStages(Inputs):
         output = self._module_folder / "mass.h5"
         patterns = () if m.reference is None else m.reference.hits
         files = self._hit_files("modules.reference.hits", patterns) if patterns else ()
+        for file, _, _ in self._fitted_files.values():
+            if file in files:
+                raise InputError(
+                    f"modules.reference.hits: {file} is among the data, whose scale it would hide"
+                )
         options = {
-            "given": m.model_dump(include={"target", "sigma", "robust"}),
+            "given": m.model_dump(include={"target", "sigma", "growth"}),
+            "robust": repr(m.robust),
             "window": self._window,
             "simulate": None if m.reference is None else m.reference.model_dump(exclude={"hits"}),
             **self._simulation_options(self.calibrated),
@@ -224,7 +232,7 @@ class ModuleStages(Inputs):
         m = self._modules
         robust = m.robust or (_ROBUST if m.reference else float("inf"))
         if m.target is not None and m.sigma is not None:
-            save(output, MassConstraint(m.target, m.sigma, self._window, robust))
+            save(output, MassConstraint(m.target, m.sigma, self._window, robust, m.growth))
             return
         try:
             found = mass_constraint(
@@ -235,14 +243,13 @@ class ModuleStages(Inputs):
         save(output, found)
 
     def _reference_pairs(self, files: tuple[str, ...]) -> Iterator[Pairs]:
-        """The simulated pairs that give the mass, without background."""
+        """The simulated pairs that give the mass, with as much background as they are said to have."""
         assert self._modules.reference is not None
         table = self._modules.reference.simulate
         chunks = (
             self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
         )
-        for pairs in self._counted(chunks, None if table is None else table.pairs):
-            yield pairs if pairs.is_background is None else pairs.select(~pairs.is_background)
+        yield from self._counted(chunks, None if table is None else table.pairs)
 
     # Sums
 
@@ -262,6 +269,8 @@ class ModuleStages(Inputs):
                 task = self._hits_task(name, resonance, table.simulate)
                 found[name] = (str(task.output), (task,), free)
             for file in self._hit_files(f"{key}.hits", table.hits) if table.hits else ():
+                if file in (known for known, _, _ in found.values()):
+                    raise InputError(f"{key}.hits: {file} stands there twice: its pairs would count twice")
                 stem = ("free_" if free else "") + Path(file).name.split(".")[0]
                 while stem in found:
                     stem += "+"
@@ -292,27 +301,51 @@ class ModuleStages(Inputs):
         mass = None if free or not self._modules.mass else self.mass_task()
         before = () if passes == 0 else (self._solve_task(passes - 1),)
         output = self._module_folder / f"sums_{passes}_{name}.h5"
-        cuts = pass_cuts(self._cuts, passes, self.module_passes)
+        cuts = self._cuts_of(passes)
         options = {**self._detector_options, "cuts": cuts._asdict(), "mass": mass is not None}
         run = partial(self._sum, passes, file, mass, output)
-        inputs = self._detector_files + (() if made else (file,))
+        inputs = self._detector_files + (() if made else (file,)) + (self._start_files if passes == 0 else ())
         after = (*made, *(() if mass is None else (mass,)), *before)
         return Task(f"modules/sums_{passes}_{name}", "modules", output, run, options, inputs, after)
 
     def _sum(self, passes: int, file: str, mass: Task | None, output: Path) -> None:
         constraint = None if mass is None else load(mass.output, MassConstraint)
-        needed, cuts = not self._is_settled(passes), pass_cuts(self._cuts, passes, self.module_passes)
+        needed = not self._is_settled(passes)
         sums = module_sums(
             self._pairs([file] if needed else []), self.detector, self._planes, self._values_before(passes), constraint,
-            cuts, lambda done: self.progress(done, None),
+            self._cuts_of(passes), lambda done: self.progress(done, None),
         )  # fmt: skip
         if needed and sums.n_pairs == 0:
             raise InputError(f"{file}: no pair of tracks that can be used")
         save(output, sums)
 
+    @property
+    def _passes_before(self) -> int:
+        """1 where the first pass begins at what an earlier fit has found: then it is not the first."""
+        return 0 if self._modules.start is None else 1
+
+    def _cuts_of(self, passes: int) -> RefitCuts:
+        before = self._passes_before
+        return pass_cuts(self._cuts, passes + before, self.module_passes + before)
+
+    @property
+    def _start_files(self) -> tuple[str, ...]:
+        start = self._modules.start
+        return () if start is None else self._hit_files("modules.start", (start,))
+
     def _values_before(self, passes: int) -> Floats:
         if passes == 0:
-            return np.zeros((self.detector.n_units, self._modules.parameters))
+            nominal = np.zeros((self.detector.n_units, self._modules.parameters))
+            for file in self._start_files:
+                found, _ = read_corrections(file)
+                fingerprint = detector_fingerprint(self.detector, self._planes)
+                if found.detector != fingerprint or found.values.shape != nominal.shape:
+                    raise InputError(
+                        f"{file}: {found.values.shape} corrections of {found.detector!r}, not {nominal.shape} of "
+                        f"{fingerprint!r}"
+                    )
+                return found.values
+            return nominal
         return load(self._solve_task(passes - 1).output, ModuleCorrections).values
 
     def _is_settled(self, passes: int) -> bool:
@@ -371,7 +404,7 @@ class ModuleStages(Inputs):
             about = self.module_fit_before(passes - 1)
             save(output, self.module_corrections(passes - 1), attributes={"before": json.dumps(about)})
             return
-        sums = self._merged(weights)
+        sums, before = self._merged(weights), self._passes_before
         model = self.module_model
         equations = ModuleEquations(sums, model.widths, model.modes)
         found = solve_modules(equations, model.kinds, solver=self._modules.solver)
@@ -381,13 +414,16 @@ class ModuleStages(Inputs):
             "ndf": sums.ndf,
             "moved": moved,
             "passes": passes + 1,
-            "is_last": float(is_last(passes, moved, self.module_passes)),
+            "read": sums.n_read,
+            "is_last": float(is_last(passes + before, moved, self.module_passes + before)),
+            "settled": float(moved < SETTLED and sums.cuts == cuts_text(self._cuts)),
         }
         save(output, found, attributes={"before": json.dumps(about)})
 
     def _merged(self, weights: Mapping[str, float]) -> ModuleSums:
         """The sums of all files, each weighted."""
-        fingerprint, shape = detector_fingerprint(self.detector), self.module_model.widths.shape
+        fingerprint = detector_fingerprint(self.detector, self._planes)
+        shape, seen = self.module_model.widths.shape, dict[bytes, str]()
         parts = []
         for file, weight in weights.items():
             sums = load(file, ModuleSums)
@@ -397,6 +433,8 @@ class ModuleStages(Inputs):
                 raise InputError(
                     f"{file}: sums of {sums.values.shape} parameters, modules.parameters wants {shape}"
                 )
+            if (twin := seen.setdefault(sums.vector.tobytes(), file)) != file and sums.n_pairs:
+                raise InputError(f"{file}: the same sums as in {twin}: pairs would count twice")
             parts.append(sums if weight == 1.0 else weighted(sums, weight))
         try:
             return merge_sums(*parts)
@@ -424,10 +462,17 @@ class ModuleStages(Inputs):
         return load(self._solve_task(which).output, ModuleCorrections)
 
     def module_fit_before(self, passes: int) -> dict[str, float]:
-        """chi2 and ndf of the tracks as a pass has fitted them, how far it ``moved`` (prior widths), and ``passes``
-        until then; of a pass that was not needed, that before it."""
+        """chi2 and ndf of the tracks as a pass has fitted them, pairs ``read``, how far it ``moved`` (prior widths),
+        ``passes`` until then, and whether that is ``settled``; of a pass that was not needed, that before it."""
         found: dict[str, float] = json.loads(load_attributes(self._solve_task(passes).output)["before"])
         return found
+
+    @property
+    def mass_found(self) -> MassConstraint | None:
+        """Target and width of the mass, once the task is done; None where it is not measured, or sums were given."""
+        if not self._modules.mass or self._modules.sums:
+            return None
+        return load(self.mass_task().output, MassConstraint)
 
     def module_tasks(self) -> tuple[Task, ...]:
         """All that the stage modules makes: the corrections, and the samples with hits."""

@@ -37,7 +37,9 @@ class ModuleSums:
     uses : (n_units,) how many tracks have met the unit.
     n_pairs, chi2, ndf : of the sample; of a weighted one chi2 and ndf are weighted.
     values : (n_units, P) parameters at which the tracks were fitted.
-    detector : fingerprint of the detector.
+    detector : fingerprint of the detector and its field.
+    n_read : pairs that there were, used or not.
+    cuts, mass : in words, how pairs were chosen, and their masses measured; "" where the mass was left free.
     """
 
     first: Ints
@@ -50,6 +52,9 @@ class ModuleSums:
     ndf: float
     values: Floats
     detector: str
+    n_read: int = 0
+    cuts: str = ""
+    mass: str = ""
 
     def __post_init__(self) -> None:
         n_units, n_slots = self.vector.shape

@@ -69,8 +69,8 @@ class MassConstraint:
     robust : the score of a pair that is further from its target than so many standard deviations, of sigma_m and sigma,
         does not grow any more (Huber); inf: always.
     growth : of the target with the resolution (`musclecal.geometry.mass_target`).
-    error : statistical, of ln target in the middle of the pairs; 0 of one that was given. It is common to all pairs, and
-        not in the errors of the global fit.
+    error : statistical, of ln target in the middle of the pairs; 0 of one that was given. It is common to all pairs,
+        and not in the errors of the global fit.
     """
 
     target: float

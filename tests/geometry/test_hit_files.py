@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from musclecal.errors import InputError
-from musclecal.geometry.detector import barrel_tracker
+from musclecal.geometry.detector import barrel_tracker, cms_tracker
 from musclecal.geometry.field import solenoid_map
 from musclecal.geometry.hit_files import pairs_of, read_pairs, read_tracks, write_tracks
 from musclecal.geometry.simulate import (
@@ -132,9 +132,11 @@ def changed(tracks: Tracks, tmp_path: Path) -> Callable[..., Path]:
     return change
 
 
-def scaled(factor: float) -> Callable[[dict[str, list[Any]]], None]:
+def scaled(factor: float, *names: str) -> Callable[[dict[str, list[Any]]], None]:
+    """All lengths, or some columns."""
+
     def change(columns: dict[str, list[Any]]) -> None:
-        for name in ("u", "v", "sigma_u", "sigma_v"):
+        for name in names or ("u", "v", "sigma_u", "sigma_v"):
             columns[name] = [[factor * x for x in row] for row in columns[name]]
 
     return change
@@ -165,6 +167,12 @@ def twice(columns: dict[str, list[Any]]) -> None:
     columns["module"][4][1] = columns["module"][4][0]
 
 
+def backwards(columns: dict[str, list[Any]]) -> None:
+    """Outside in: energy would be lost before it is measured."""
+    for name in ("module", "u", "v", "sigma_u", "sigma_v"):
+        columns[name] = [row[::-1] for row in columns[name]]
+
+
 def short_truth(columns: dict[str, list[Any]]) -> None:
     columns["truth"][4].pop()
 
@@ -185,7 +193,11 @@ def first_hit(tracks: Tracks, row: int) -> int:
     ("how", "header", "told"),
     [
         (scaled(10.0), {}, "half widths"),
-        (scaled(0.01), {}, "half widths"),
+        (scaled(0.1), {}, "half widths"),
+        (scaled(10.0, "v"), {}, "v of the typical hit"),
+        (scaled(10.0, "sigma_u"), {}, "sigma_u of the typical hit"),
+        (scaled(0.1, "sigma_v"), {}, "sigma_v of the typical hit"),
+        (backwards, {}, "event 0: module .* in the order of the track"),
         (None, {"units": {"length": "inch"}}, "inch"),
         (None, {"detector": "other"}, "'other'"),
         (None, {"version": 3}, "version 3"),
@@ -209,6 +221,17 @@ def test_what_cannot_be(changed: Callable[..., Path], how: Any, header: dict[str
 def test_resolutions_that_cannot_be(changed: Callable[..., Path], tracks: Tracks) -> None:
     with pytest.raises(InputError, match="event 6: sigma_u 0"):
         list(read_tracks(changed(setting("sigma_u", 6, first_hit(tracks, 6), 0.0)), BARREL))
+    with pytest.raises(InputError, match="event 6: u is infinite"):
+        list(read_tracks(changed(setting("u", 6, first_hit(tracks, 6), np.inf)), BARREL))
+
+
+def test_tracks_of_the_whole_tracker_are_in_order(tmp_path: Path) -> None:
+    """Also those from far along the beam, which come back towards z = 0 while they go outwards."""
+    detector = cms_tracker()
+    states = flat_muons(4000, 3, pt=(0.8, 40.0), beam_spot=(0.01, 0.01, 10.0))
+    made = simulate_tracks(track_maker(detector, solenoid_map()), states, 4)
+    write_tracks(tmp_path / "t.parquet", [made], detector)
+    assert sum(len(part) for part in read_tracks(tmp_path / "t.parquet", detector)) == 4000
 
 
 def test_what_the_page_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

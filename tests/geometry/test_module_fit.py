@@ -94,7 +94,7 @@ def test_sums_do_not_depend_on_chunks_and_threads(
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
     assert (whole.n_pairs, whole.chi2, whole.ndf) == (parts.n_pairs, parts.chi2, parts.ndf)
     np.testing.assert_array_equal(whole.values, 0.5 * TRUTH)
-    assert whole.detector == detector_fingerprint(BARREL)
+    assert whole.detector == detector_fingerprint(BARREL, PLANES)
 
 
 def test_sums_are_those_of_the_contributions(data: Pairs, mass: MassConstraint) -> None:
@@ -207,12 +207,16 @@ def test_the_model_of_a_detector() -> None:
 
 
 def test_a_fingerprint_is_that_of_the_numbers() -> None:
-    assert detector_fingerprint(barrel_tracker()) == detector_fingerprint(BARREL)
+    assert detector_fingerprint(barrel_tracker(), PLANES) == detector_fingerprint(BARREL, PLANES)
     moved = BARREL.centre.copy()
     moved[5, 1] = np.nextafter(moved[5, 1], np.inf)
-    assert detector_fingerprint(replace(BARREL, centre=moved)) != detector_fingerprint(BARREL)
-    assert detector_fingerprint(replace(BARREL, field_map="other")) != detector_fingerprint(BARREL)
-    assert detector_fingerprint(BARREL).startswith("barrel ")
+    assert detector_fingerprint(replace(BARREL, centre=moved), PLANES) != detector_fingerprint(BARREL, PLANES)
+    assert detector_fingerprint(replace(BARREL, field_map="other"), PLANES) != detector_fingerprint(
+        BARREL, PLANES
+    )
+    assert detector_fingerprint(BARREL, PLANES).startswith("barrel ")
+    stronger = PLANES._replace(bending=1.01 * PLANES.bending)
+    assert detector_fingerprint(BARREL, stronger) != detector_fingerprint(BARREL, PLANES)
 
 
 def test_shifts_that_are_really_there_are_found() -> None:

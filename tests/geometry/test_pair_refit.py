@@ -23,7 +23,14 @@ from musclecal.geometry.pair_kernels import pair_mass_and_derivatives
 from musclecal.geometry.pair_refit import Contributions, contributions, refit_pairs
 from musclecal.geometry.refit import RefitCuts, refit_tracks
 from musclecal.geometry.refit_kernels import CONVERGED, TOO_FEW_HITS
-from musclecal.geometry.simulate import PERFECT, DetectorEffects, simulate_pairs, track_maker
+from musclecal.geometry.simulate import (
+    PERFECT,
+    DetectorEffects,
+    simulate_pairs,
+    simulate_tracks,
+    start_states,
+    track_maker,
+)
 from musclecal.geometry.trace import Planes
 from musclecal.kinematics import pair_masses
 from musclecal.records import Detector, FieldMap, Floats, MassConstraint, PairRefits, Pairs
@@ -469,6 +476,21 @@ def test_a_muon_without_hits_has_no_pair() -> None:
     found = one_by_one(replace(pairs, tracks=tracks), BARREL_PLANES, MISALIGNED, None, RefitCuts())
     np.testing.assert_array_equal(found.good, [True, False, True])
     assert np.all(found.units[1] == -1)
+
+
+def test_phi_of_pairs_is_from_minus_pi_to_pi() -> None:
+    n = 200
+    side = np.where(np.arange(2 * n) // 2 % 2, np.pi, -np.pi) * (1.0 - 1e-5)
+    charge = np.tile([1.0, -1.0], n)
+    states = start_states(
+        charge, np.full(2 * n, 5.0), np.tile([0.1, 0.4], n), side + 0.02 * charge * (side < 0)
+    )
+    tracks = simulate_tracks(track_maker(BARREL, FIELD), states, 3)
+    refits = refit_pairs(tracks, np.arange(2 * n, dtype=np.int32).reshape(n, 2), BARREL_PLANES)
+    phi = refits.local[refits.status == CONVERGED][:, [2, 5]]
+    assert len(phi) > 190
+    assert np.all(np.abs(phi) <= np.pi)
+    assert np.min(phi) < -3.1 < 3.1 < np.max(phi)
 
 
 def test_swapped_muons_are_refused_by_the_fit() -> None:
