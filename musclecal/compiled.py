@@ -94,8 +94,8 @@ def in_order(work: Callable[[_T], _R], blocks: Iterable[_T], threads: int | None
     """``work(block)`` for every block on a pool of threads; results come in the order of the blocks.
 
     A few blocks ahead of the one asked for are under way at any time, so an endless ``blocks`` is fine: the
-    caller stops asking. The first block ever of a kind of work runs alone: it compiles, and numba's tables of types
-    are not safe against several threads that do.
+    caller stops asking. The first block ever of a kind of work (a function by its code, else the type) runs alone: it
+    compiles, as a rule, and numba's tables of types are not safe against several threads that do.
     """
     threads = n_threads() if threads is None else threads
     if threads == 1:
