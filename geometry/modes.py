@@ -317,16 +317,17 @@ def _weak_displacements(centre: Floats) -> list[tuple[str, _Displacement]]:
     ]
 
 
+def _power(name: str, n: int) -> str:
+    return "" if n == 0 else f" {name}{n if n > 1 else ''}"
+
+
 def _field_changes(centre: Floats) -> list[tuple[str, Floats]]:
-    """Polynomials of dB/B, the largest value of each 1."""
+    """Polynomials of dB/B in z and r^2 up to the fourth degree, and a few more; the largest value of each is 1."""
     at = _places(centre)
     changes = [
-        ("field", np.ones(len(centre))),
-        ("field z", at.z),
-        ("field z2", at.z**2),
-        ("field r", at.r),
-        ("field r2", at.r**2),
-        ("field cos", at.cos),
-        ("field sin", at.sin),
+        ("field" + _power("z", i) + _power("r", 2 * j), at.z**i * at.r ** (2 * j))
+        for j in range(3)
+        for i in range(5 - 2 * j)
     ]
+    changes += [("field r", at.r), ("field cos", at.cos), ("field sin", at.sin)]
     return [(name, change / max(np.abs(change).max(), 1e-300)) for name, change in changes]

@@ -155,7 +155,8 @@ def test_sub_detectors_move_alone() -> None:
 def test_field_and_material() -> None:
     for name, change in {
         "field": np.ones_like(R), "field z": ZZ / 80.0, "field z2": (ZZ / 80.0) ** 2, "field r": R / 25.0,
-        "field r2": (R / 25.0) ** 2,
+        "field r2": (R / 25.0) ** 2, "field z3": (ZZ / 80.0) ** 3, "field r4": (R / 25.0) ** 4,
+        "field z r2": ZZ * R**2 / np.abs(ZZ * R**2).max(),
     }.items():  # fmt: skip
         found = MADE.mode(name, 4)
         np.testing.assert_allclose(found[:, 2], change, rtol=1e-12, err_msg=name)
