@@ -91,6 +91,15 @@ class ModuleEquations:
         blocks = diagonal_blocks(self.sums)
         return np.where(self.used, np.diagonal(blocks, axis1=1, axis2=2).ravel() + self.precision, 1.0)
 
+    def _refuse_empty(self) -> None:
+        """Name parameters that nothing fixes: their curvature is 0, or what rounding left of it."""
+        diagonal = self.diagonal.reshape(-1, self.sums.n_slots)
+        empty = np.flatnonzero(self.used & (diagonal <= _SINGULAR * diagonal.max(axis=0)).ravel())
+        if len(empty):
+            raise InputError(
+                f"{len(empty)} parameters have neither tracks nor a prior, first: {self._parameter(int(empty[0]))}"
+            )
+
     @property
     def right_hand_side(self) -> Floats:
         """(n_par,) h."""
@@ -136,11 +145,7 @@ class ModuleEquations:
         used = self.used.reshape(-1, p)
         blocks = diagonal_blocks(self.sums) * (used[:, :, None] & used[:, None, :])
         blocks[:, np.arange(p), np.arange(p)] = self.diagonal.reshape(-1, p)
-        empty = np.argwhere(self.diagonal.reshape(-1, p) <= 0.0)
-        if len(empty):
-            raise InputError(
-                f"{len(empty)} parameters have neither tracks nor a prior, first: {self._parameter(empty[0] @ [p, 1])}"
-            )
+        self._refuse_empty()
         unit = 1.0 / np.sqrt(self.diagonal.reshape(-1, p))
         scaled = blocks * unit[:, :, None] * unit[:, None, :]
         scaled = 0.5 * (scaled + scaled.transpose(0, 2, 1))
@@ -278,11 +283,7 @@ class ModuleEquations:
     def _cholesky(self) -> tuple[Floats, Floats]:
         """Units (n_used,) in which the diagonal is one, and the lower factor of K in these."""
         diagonal = np.diagonal(self.dense)
-        if np.any(diagonal <= 0.0):
-            empty = np.flatnonzero(self.used)[diagonal <= 0.0]
-            raise InputError(
-                f"{len(empty)} parameters have neither tracks nor a prior, first: {self._parameter(empty[0])}"
-            )
+        self._refuse_empty()
         unit = np.sqrt(diagonal)
         scaled = self.dense / np.outer(unit, unit)
         try:
