@@ -111,11 +111,11 @@ def given_files(folder: Path, files: str, more: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """Two passes with 3000 simulated pairs, and three samples."""
+    """Three passes with 3000 simulated pairs, and three samples: the loose first one leaves much to the second."""
     path = tmp_path_factory.mktemp("modules") / "campaign.toml"
     fit = (
         "simulate = { pairs = 3000, seed = 21, background = 0.05, efficiency = 0.98, noise = 0.002 }\n"
-        "reference = { simulate = { pairs = 2000, seed = 22 } }\nrobust = 3.0\npasses = 2\n"
+        "reference = { simulate = { pairs = 2000, seed = 22 } }\nrobust = 3.0\npasses = 3\n"
     )
     path.write_text(HEAD + MODULES + fit + SAMPLES)
     campaign = Campaign(path)
@@ -129,11 +129,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 def test_the_global_fit_finds_what_is_wrong(finished: Campaign) -> None:
     found, truth = finished.module_corrections(), finished.module_truth()
     assert truth is not None
-    before, after = finished.module_fit_before(0), finished.module_fit_before(1)
+    before, after = finished.module_fit_before(0), finished.module_fit_before(2)
     assert before["chi2"] / before["ndf"] > 1.2
-    # Masses of the background, 5 % of the pairs, are far from the target
+    # Masses of the background, 5 % of the pairs, are far from the target: 1.038 with them, 1.014 of the signal alone
     assert 0.97 < found.chi2 / found.ndf < 1.06
-    assert after["moved"] < before["moved"]
+    assert after["moved"] < 1.0 < before["moved"]
     pixels = (finished.module_model.kinds == 2).any(axis=1) & (found.uses > 50)
     left = (found.values - truth)[pixels, 0]
     assert np.std(left - left.mean()) < 0.5 * np.std(truth[pixels, 0])
@@ -325,7 +325,7 @@ def test_jobs_share_the_sums(hit_files: Path, tmp_path: Path, command: Command) 
 
 def test_the_summary_says_what_was_found(finished: Campaign, command: Command) -> None:
     text = command("modules", finished.path).stdout
-    for words in ("416 of 416 units used", "2 passes", "iterations", "most significant modes", "largest corrections",
+    for words in ("416 of 416 units used", "3 passes", "iterations", "most significant modes", "largest corrections",
                   "all units have hits", "after modules"):  # fmt: skip
         assert words in text
     table = json.loads(command("modules", finished.path, "--json").stdout)
