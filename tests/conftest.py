@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,28 @@ import pytest
 from click.testing import CliRunner, Result
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
+
     from musclecal.records import CorrectionTables
 
 os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # before numpy is imported: several workers share the processors
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _numbers_of_module(request: pytest.FixtureRequest) -> "Generator | None":
+    """``RNG`` of a module of tests as it was before the first of them."""
+    return copy.deepcopy(getattr(request.module, "RNG", None))
+
+
+@pytest.fixture(autouse=True)
+def _numbers_of_test(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _numbers_of_module: "Generator | None"
+) -> None:
+    """The random numbers of a test are the same whichever tests ran before it, alone or beside others."""
+    if _numbers_of_module is not None:
+        monkeypatch.setattr(request.module, "RNG", copy.deepcopy(_numbers_of_module))
 
 
 @pytest.fixture(scope="session")
