@@ -22,7 +22,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -34,7 +34,7 @@ from musclecal.geometry.block_sums import merge_sums, weighted
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.field import solenoid_map
 from musclecal.geometry.mass_target import mass_constraint
-from musclecal.geometry.misalignment import misaligned
+from musclecal.geometry.misalignment import Misalignment, misaligned
 from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import ModuleModel, Pass, fit_modules, module_model, module_sums
 from musclecal.geometry.modules import variance_of
@@ -124,7 +124,8 @@ def new_study(options: argparse.Namespace) -> Study:
     """The detector and the injection of a seed."""
     cms = options.detector == "cms"
     detector = cms_tracker() if cms else barrel_tracker(options.finer)
-    truth, model = misaligned(detector, options.seed), module_model(detector)
+    sizes = Misalignment(**{name: options.worse * size for name, size in asdict(Misalignment()).items()})
+    truth, model = misaligned(detector, options.seed, sizes), module_model(detector)
     return Study(detector, solenoid_map(), truth, model, 2.4 if cms else 0.9)
 
 
@@ -166,7 +167,7 @@ def fit(study: Study, options: argparse.Namespace) -> dict[str, object]:
     last = study.passes[-1]
     row: dict[str, object] = {
         "detector": study.detector.name, "units": study.detector.n_units, "pairs": int(options.pairs),
-        "seed": seed, "mass": study.mass is not None, "free": int(options.free),
+        "seed": seed, "worse": options.worse, "mass": study.mass is not None, "free": int(options.free),
         "free_resonance": options.free_resonance if options.free else None,
         "chi2_ndf": last.corrections.chi2 / last.corrections.ndf, "passes": len(study.passes),
         "iterations": last.corrections.iterations, "blocks": len(last.sums.columns),
@@ -268,6 +269,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--detector", choices=("cms", "barrel"), default="cms")
     parser.add_argument("--finer", type=int, default=1, help="of the barrel: times more units in phi and z")
+    parser.add_argument("--worse", type=float, default=1.0, help="times the usual sizes of what is wrong")
     parser.add_argument("--passes", type=int, default=4, help="linearisations, at most")
     parser.add_argument("--reference", type=int, default=REFERENCE_PAIRS, help="pairs behind the target")
     parser.add_argument("--target", type=Path, help="h5 file of the target, written if it is not there")

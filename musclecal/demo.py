@@ -83,7 +83,7 @@ detector = "barrel"
 simulate = { pairs = 20_000, seed = 21, background = 0.05, efficiency = 0.985, noise = 0.002 }
 reference = { simulate = { pairs = 40_000, seed = 22, background = 0.05 } }
 solver = "direct"
-passes = 1
+passes = 3
 
 [samples.jpsi_data]
 resonance = "Jpsi"

@@ -17,7 +17,9 @@ Deviations = Annotated[float, Field(gt=0.0, allow_inf_nan=True)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 WidthName = Literal["pixel_u", "pixel_v", "strip_u", "field", "material", "w", "gamma"]
-ModeWidthName = Literal["layer", "layer_v", "detector", "sub_detector", "field", "material", "layer_material"]
+ModeWidthName = Literal[
+    "layer", "layer_v", "detector", "sub_detector", "field", "field_shape", "material", "layer_material"
+]
 MisalignmentName = Literal[
     "pixel_u", "pixel_v", "strip_u", "strip_v", "unit_w", "unit_gamma", "layer_shift", "layer_rotation", "radial",
     "elliptical", "curl", "sagitta", "twist", "telescope", "skew", "z_expansion", "field", "field_polynomial",

@@ -180,11 +180,12 @@ def test_modes_that_change_nothing_are_left_out() -> None:
 
 
 def test_widths_of_modes() -> None:
-    widths = ModeWidths(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, layer_material=0.0)
+    widths = ModeWidths(0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, layer_material=0.0)
     made = MADE.modes(4, widths=widths)
     found = dict(zip(made.names, made.widths, strict=True))
     expected = {
-        "rotation PXB1": 0.1, "v shift PXB1": 0.2, "twist": 0.3, "twist PXB": 0.4, "field z": 0.5, "material": 0.6,
+        "rotation PXB1": 0.1, "v shift PXB1": 0.2, "twist": 0.3, "twist PXB": 0.4, "field": 0.5, "field z": 0.55,
+        "field cos": 0.55, "material": 0.6,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     assert "material PXB1" not in found
@@ -192,7 +193,7 @@ def test_widths_of_modes() -> None:
     for width in (-1.0, np.inf, np.nan):
         with pytest.raises(InputError, match=r"field.*is not one"):
             MADE.modes(4, widths=ModeWidths(field=width))
-    empty = MADE.modes(4, widths=ModeWidths(0, 0, 0, 0, 0, 0, 0))
+    empty = MADE.modes(4, widths=ModeWidths(0, 0, 0, 0, 0, 0, 0, 0))
     assert empty.dense(4).shape == no_modes(len(R), 4).dense(4).shape == (0, len(R), 4)
 
 
