@@ -103,7 +103,7 @@ class Study:
     @property
     def equations(self) -> ModuleEquations:
         """Of the last pass."""
-        return ModuleEquations(self.passes[-1].sums, self.model.widths, self.model.modes)
+        return self.model.equations(self.passes[-1].sums)
 
     def bias(self, assumed: Floats, pt: float) -> MomentumBias:
         """Of muons of ``pt`` GeV, fitted in the detector at ``assumed``."""

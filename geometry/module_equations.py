@@ -15,6 +15,7 @@ unit by unit.
 Not for: what the solution is called (`musclecal.geometry.modules`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,13 +58,17 @@ class ModuleEquations:
     sums : of tracks.
     widths : (n_units, P) of the independent prior (`independent_widths`): 0 is not fitted, inf is not constrained.
     modes : structure modes; all widths positive and finite.
+    name : what errors call the parameter of a unit and a slot; their numbers, by default.
 
     Raises
     ------
     InputError : shapes that do not fit, or widths that are none.
     """
 
-    def __init__(self, sums: ModuleSums, widths: Floats, modes: Modes, *, threads: int | None = None) -> None:
+    def __init__(
+        self, sums: ModuleSums, widths: Floats, modes: Modes, *, name: Callable[[int, int], str] | None = None,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
         if widths.shape != sums.values.shape:
             raise InputError(
                 f"prior widths {widths.shape} do not belong to sums of {sums.values.shape} parameters"
@@ -77,6 +82,7 @@ class ModuleEquations:
         if not np.all((modes.widths > 0.0) & np.isfinite(modes.widths)):
             raise InputError("the width of a mode must be positive and finite: leave the mode out")
         self.sums, self.modes, self.threads = sums, modes, threads
+        self._name = name or (lambda unit, slot: f"parameter {slot} of unit {unit}")
         self.used: NDArray[np.bool_] = widths.ravel() > 0.0
         with np.errstate(divide="ignore"):
             self.precision: Floats = np.where(self.used, 1.0 / widths.ravel() ** 2, 0.0)
@@ -324,8 +330,7 @@ class ModuleEquations:
         return ", ".join(words)
 
     def _parameter(self, k: int) -> str:
-        unit, slot = divmod(int(k), self.sums.n_slots)
-        return f"parameter {slot} of unit {unit}"
+        return self._name(*divmod(int(k), self.sums.n_slots))
 
 
 def _products(one: Floats, two: Floats) -> Floats:

@@ -25,6 +25,7 @@ from musclecal.geometry.pair_refit import contributions
 from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
 from musclecal.geometry.trace import Planes
 from musclecal.records import (
+    PARAMETER_TYPES,
     Detector,
     Floats,
     MassConstraint,
@@ -61,11 +62,26 @@ def detector_fingerprint(detector: Detector, planes: Planes) -> str:
 
 @dataclass(frozen=True)
 class ModuleModel:
-    """What is fitted: ``kinds`` (n_units, P) of the parameters, their prior ``widths`` (n_units, P) and ``modes``."""
+    """What is fitted.
+
+    Attributes
+    ----------
+    kinds : (n_units, P) of the parameters. widths : (n_units, P) of their prior. modes : of structures.
+    places : (n_units,) names of layers.
+    """
 
     kinds: np.ndarray
     widths: Floats
     modes: Modes
+    places: tuple[str, ...]
+
+    def equations(self, sums: ModuleSums) -> ModuleEquations:
+        """Of sums with this prior."""
+        return ModuleEquations(sums, self.widths, self.modes, name=self.name_of)
+
+    def name_of(self, unit: int, slot: int) -> str:
+        """A parameter in words, as files of corrections name it."""
+        return f"{PARAMETER_TYPES[self.kinds[unit, slot]]} of module {unit} ({self.places[unit]})"
 
 
 def module_model(
@@ -81,7 +97,10 @@ def module_model(
             detector.centre, axes, detector.unit, detector.side, detector.measures_v, detector.layer,
             detector.layer_names, n_slots=n_slots, widths=mode_widths,
         )  # fmt: skip
-    return ModuleModel(kinds, independent_widths(kinds, widths), modes)
+    layers = np.zeros(detector.n_units, dtype=np.int64)
+    layers[detector.unit] = detector.layer
+    places = tuple(detector.layer_names[layer] for layer in layers)
+    return ModuleModel(kinds, independent_widths(kinds, widths), modes, places)
 
 
 def module_sums(
@@ -157,7 +176,7 @@ def fit_modules(
     values = np.zeros(model.widths.shape)
     for number in range(most_passes):
         sums = summed(values, pass_cuts(cuts, number, most_passes))
-        equations = ModuleEquations(sums, model.widths, model.modes)
+        equations = model.equations(sums)
         corrections = solve_modules(equations, model.kinds, solver=solver)
         moved = largest_move(corrections.values, values, model.widths)
         values = corrections.values

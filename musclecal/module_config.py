@@ -3,7 +3,7 @@
 Not for: what the numbers mean for a detector (`musclecal.geometry.modes`, `misalignment`), whose names they have.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,20 +49,25 @@ class SimulateHitsConfig(Table):
 class HitsConfig(Table):
     """Pairs of tracks with hits: from files, or simulated."""
 
+    sources: ClassVar[tuple[str, ...]] = ("hits", "simulate")
+    """Keys of which one must be there."""
     hits: tuple[str, ...] = ()
     """Globs of Parquet or ROOT files, relative to the campaign file."""
     simulate: SimulateHitsConfig | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "HitsConfig":
-        if bool(self.hits) == (self.simulate is not None):
-            raise ValueError("give either hits or a simulate table")
+        if sum(bool(getattr(self, name)) for name in self.sources) != 1:
+            raise ValueError(f"give one of {', '.join(self.sources)}")
         return self
 
 
 class FreePairsConfig(HitsConfig):
     """[modules.free]: a second sample, whose mass is left free."""
 
+    sources: ClassVar[tuple[str, ...]] = ("hits", "simulate", "sums")
+    sums: tuple[str, ...] = ()
+    """Of it, made by other jobs."""
     resonance: str = "Z"
     """What is simulated."""
     weight: Positive = 1.0
@@ -125,8 +130,8 @@ class ModulesConfig(Table):
     def _sources(self) -> "ModulesConfig":
         if sum([bool(self.hits), self.simulate is not None, bool(self.sums)]) != 1:
             raise ValueError("give one of hits, a simulate table, or sums")
-        if self.sums and self.free is not None:
-            raise ValueError("free: sums of it belong among sums")
+        if self.free is not None and bool(self.sums) != bool(self.free.sums):
+            raise ValueError("free: give sums of it if, and only if, modules.sums are given")
         if self.sums and self.start is not None:
             raise ValueError("start: the sums say where their tracks were fitted")
         if self.mode_widths and not self.modes:

@@ -1,6 +1,7 @@
 """The stage modules: whole small campaigns from hits of a barrel, restarts, shared jobs, and bad input."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -102,10 +103,11 @@ def hit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def given_files(folder: Path, files: str, more: str = "") -> Path:
-    """A campaign that fits the modules to files of hits."""
+def given_files(folder: Path, files: str, more: str = "", key: str = "hits") -> Path:
+    """A campaign that fits the modules to files of hits, or of sums."""
+    folder.mkdir(exist_ok=True)
     path = folder / "campaign.toml"
-    path.write_text(f"{HEAD}{MODULES}{GIVEN}hits = {files}\n{more}\n{MINE}")
+    path.write_text(f"{HEAD}{MODULES}{GIVEN}{key} = {files}\n{more}\n{MINE}")
     return path
 
 
@@ -275,6 +277,13 @@ def test_a_second_sample_without_mass_counts_with_its_weight(hit_files: Path, tm
         found.append(Campaign(path).module_corrections())
     names = [path.name for path in (tmp_path / "out" / "modules").glob("sums*.h5")]
     assert sorted(names) == ["sums_0_free_two.h5", "sums_0_one.h5"]
+    # The sums that other jobs have made count with the same weight
+    travelled = tmp_path / "travelled"
+    shutil.copytree(tmp_path / "out" / "modules", travelled)
+    of_sums = f'[modules.free]\nsums = ["{travelled}/sums_0_free_two.h5"]\nweight = 50.0'
+    merging = given_files(tmp_path / "merging", f'["{travelled}/sums_0_one.h5"]', of_sums, "sums")
+    run(Campaign(merging))
+    np.testing.assert_array_equal(Campaign(merging).module_corrections().values, found[-1].values)
     alone = Campaign(given_files(tmp_path, files))
     run(alone)
     used = alone.module_corrections().uses > 0
@@ -392,6 +401,9 @@ def test_the_demonstration_with_modules_can_be_read(tmp_path: Path) -> None:
         ({"target": None, "sigma": None}, "the mass needs a reference"),
         ({"mass_window": "[3.2, 2.9]"}, "mass_window: must increase"),
         ({"free": '{ hits = ["gone.parquet"] }'}, "modules.free.hits: "),
+        ({"free": '{ sums = ["gone.h5"] }'}, "free: give sums of it if, and only if"),
+        ({"hits": None, "sums": '["gone.h5"]', "free": '{ hits = ["gone.parquet"] }'}, "free: give sums of it if"),
+        ({"free": '{ sums = ["gone.h5"], hits = ["gone.parquet"] }'}, "free: give one of hits, simulate, sums"),
         ({"free": '{ hits = ["gone.parquet"], weight = 0.0 }'}, "modules.free.weight"),
         ({"target": None, "sigma": None, "reference": "{ pairs = 3 }"}, "modules.reference.pairs: unknown key"),
         ({"robust": "nan"}, "modules.robust"),
@@ -493,6 +505,8 @@ def test_combinations_that_nothing_fixes_are_named(hit_files: Path, tmp_path: Pa
     )
     path = given_files(tmp_path, f'["{hit_files}/all.parquet"]', free)
     refused(command, tmp_path, "not fixed", path)
+    result = command("modules", path, code=2)
+    assert re.search(r"[+-]0\.\d\d (u|v|u_stereo|field|material) of module \d+ \([A-Z]+", result.stderr)
 
 
 def test_a_damaged_file_of_sums_is_refused_and_mended(

@@ -25,7 +25,6 @@ from musclecal.geometry.hit_files import read_pairs, write_tracks
 from musclecal.geometry.mass_target import mass_constraint
 from musclecal.geometry.misalignment import Misalignment, misaligned
 from musclecal.geometry.modes import ModeWidths, Widths
-from musclecal.geometry.module_equations import ModuleEquations
 from musclecal.geometry.module_fit import (
     SETTLED,
     ModuleModel,
@@ -373,6 +372,12 @@ class ModuleStages(Inputs):
         sums = () if m.sums else self.sums_tasks(passes)
         given = self._hit_files("modules.sums", m.sums) if m.sums else ()
         weights = dict.fromkeys(given, 1.0)
+        if m.free is not None and m.free.sums:
+            free_sums = self._hit_files("modules.free.sums", m.free.sums)
+            if twice := set(given) & set(free_sums):
+                raise InputError(f"modules.free.sums: {min(twice)} is among modules.sums")
+            weights |= dict.fromkeys(free_sums, m.free.weight)
+            given += free_sums
         if not m.sums:
             frees = [free for _, _, free in self._fitted_files.values()]
             weights = {
@@ -406,8 +411,7 @@ class ModuleStages(Inputs):
             return
         sums, before = self._merged(weights), self._passes_before
         model = self.module_model
-        equations = ModuleEquations(sums, model.widths, model.modes)
-        found = solve_modules(equations, model.kinds, solver=self._modules.solver)
+        found = solve_modules(model.equations(sums), model.kinds, solver=self._modules.solver)
         moved = largest_move(found.values, sums.values, model.widths)
         about = {
             "chi2": sums.chi2,

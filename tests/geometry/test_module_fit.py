@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from musclecal.errors import InputError
 from musclecal.geometry.block_matrix import block_times
 from musclecal.geometry.detector import barrel_tracker, planes_of
 from musclecal.geometry.field import solenoid_map
@@ -21,6 +22,7 @@ from musclecal.geometry.module_fit import (
     module_model,
     module_sums,
 )
+from musclecal.geometry.modules import solve_modules
 from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
 from musclecal.geometry.pair_refit import contributions
 from musclecal.geometry.refit import DEFAULT_CUTS, RefitCuts
@@ -145,7 +147,7 @@ def linear(
 def test_passes_end_when_nothing_moves(problems: SimpleNamespace) -> None:
     truth = np.random.default_rng(5).normal(size=(12, 4))
     kinds = np.tile(np.array([1, 2, 4, 5], np.int8), (12, 1))
-    model = ModuleModel(kinds, np.full((12, 4), 10.0), no_modes(12, 4))
+    model = ModuleModel(kinds, np.full((12, 4), 10.0), no_modes(12, 4), ("TIB1",) * 12)
     passes = list(fit_modules(linear(problems, truth, 1.0), model, most_passes=7, settled=0.01))
     assert len(passes) == 2
     assert passes[0].moved == pytest.approx(np.abs(truth).max() / 10.0, rel=1e-2)
@@ -168,7 +170,7 @@ def test_passes_end_when_nothing_moves(problems: SimpleNamespace) -> None:
 def test_the_first_of_several_passes_has_loose_cuts(problems: SimpleNamespace) -> None:
     """A detector that is off loses good hits; the cuts of a single pass, and of all later ones, are those asked for."""
     truth = np.random.default_rng(5).normal(size=(12, 4))
-    model = ModuleModel(np.ones((12, 4), np.int8), np.full((12, 4), 10.0), no_modes(12, 4))
+    model = ModuleModel(np.ones((12, 4), np.int8), np.full((12, 4), 10.0), no_modes(12, 4), ("TIB1",) * 12)
     given: list[RefitCuts] = []
     sums = linear(problems, truth, 1.0)
 
@@ -190,7 +192,7 @@ def test_known_parameters_do_not_count_as_moved(problems: SimpleNamespace) -> No
     truth[:, 3] = 0.0
     kinds = np.tile(np.array([1, 2, 4, 0], np.int8), (12, 1))
     widths = np.tile([10.0, 10.0, 10.0, 0.0], (12, 1))
-    model = ModuleModel(kinds, widths, no_modes(12, 4))
+    model = ModuleModel(kinds, widths, no_modes(12, 4), ("TIB1",) * 12)
     passes = list(fit_modules(linear(problems, truth, 1.0), model, settled=0.01))
     assert len(passes) == 2
     assert np.isfinite(passes[0].moved)
@@ -204,6 +206,18 @@ def test_the_model_of_a_detector() -> None:
     assert bare.modes.names == ()
     np.testing.assert_array_equal(model.widths > 0.0, model.kinds > 0)
     assert module_model(BARREL, n_slots=6).kinds.shape == (BARREL.n_units, 6)
+    last, second = BARREL.n_units - 1, int(BARREL.unit[BARREL.side == 1][0])
+    assert model.name_of(0, 1) == f"v of module 0 ({BARREL.layer_names[0]})"
+    assert model.name_of(last, 2) == f"field of module {last} ({BARREL.layer_names[-1]})"
+    assert model.name_of(second, 1).startswith(f"u_stereo of module {second} (")
+
+
+def test_parameters_that_nothing_fixes_are_named(problems: SimpleNamespace) -> None:
+    model = module_model(BARREL, Widths(material=np.inf), mode_widths=None)
+    sums = linear(problems, np.zeros((BARREL.n_units, 4)), 1.0)(np.zeros((BARREL.n_units, 4)), DEFAULT_CUTS)
+    nothing = replace(sums, blocks=np.zeros_like(sums.blocks), vector=np.zeros_like(sums.vector))
+    with pytest.raises(InputError, match=r"neither tracks nor a prior, first: material of module 0 \("):
+        solve_modules(model.equations(nothing), model.kinds)
 
 
 def test_a_fingerprint_is_that_of_the_numbers() -> None:
