@@ -10,131 +10,79 @@ from dataclasses import replace
 
 import numpy as np
 
-from musclecal.binning import Binning, bin_of
-from musclecal.compiled import in_order, kernel
+from musclecal.binning import Binning, search_axis
+from musclecal.compiled import in_order
 from musclecal.constants import MUON_MASS
 from musclecal.errors import InputError
+from musclecal.fits.fill_kernels import N_VALUES, FillAxes, FillTables, add_pairs
 from musclecal.fits.sparse_sums import SparseSums
-from musclecal.kinematics import mass_factors, pair_mass
-from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, MassHistogram
+from musclecal.records import CutFlow, DimuonEvents, Floats, MassHistogram
 
 __all__ = ["as_hist", "fill", "merged"]
 
-# Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f-, 1/k+^2, 1/k-^2 and the weight itself. A sum of 1e9
+# Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f-, 1/k+^2, 1/k-^2. A sum of 1e9
 # events at the largest values (k = 1, pT = 1000 GeV) stays below 2^63.
-_UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 12, 12, 32])
+_UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 12, 12])
 _WEIGHT_UNIT = 2.0**32
 _OVERFLOW = "histogram: an integer sum overflowed; fill fewer than 1e9 events at a time, or scale the weights"
 
 
-@kernel
-def _locate(
-    pt_plus: Floats, eta_plus: Floats, phi_plus: Floats, pt_minus: Floats, eta_minus: Floats, phi_minus: Floats,
-    gen_mass: Floats, eta_edges: Floats, pt_edges: Floats, pt_scaled: bool, m_low: float, m_ref: float, step: float,
-    n_mass: int, gen_first: int, n_gen: int, mu: float,
-    number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats,
-) -> None:  # fmt: skip
-    """4D bin number, mass bin, generator bin (each -1 outside) and the summed values of each pair."""
-    n_eta, n_pt = eta_edges.size - 1, pt_edges.size - 1
-    for n in range(pt_plus.size):
-        number[n] = mass_bin[n] = gen_bin[n] = -1
-        p, q = pt_plus[n], pt_minus[n]
-        mass = pair_mass(p, eta_plus[n], phi_plus[n], q, eta_minus[n], phi_minus[n], mu)
-        if not mass > 0.0:
-            continue
-        common = m_ref / mass if pt_scaled else 1.0
-        i, j = bin_of(eta_edges, eta_plus[n]), bin_of(eta_edges, eta_minus[n])
-        k, m = bin_of(pt_edges, p * common), bin_of(pt_edges, q * common)
-        if min(i, j, k, m) < 0:
-            continue
-        b = int(math.floor(math.log(mass / m_low) / step))
-        if 0 <= b < n_mass:
-            mass_bin[n] = b
-        number[n] = ((i * n_eta + j) * n_pt + k) * n_pt + m
-        f_plus, f_minus = mass_factors(p, eta_plus[n], q, eta_minus[n], mass, mu)
-        values[n, 0], values[n, 1], values[n, 2], values[n, 3] = 1.0 / p, 1.0 / q, p, q
-        values[n, 4], values[n, 5], values[n, 6], values[n, 7] = f_plus, f_minus, p * p, q * q
-        if gen_mass.size and gen_mass[n] > 0.0:
-            g = int(math.floor(math.log(gen_mass[n] / m_ref) / step + 0.5)) - gen_first
-            if 0 <= g < n_gen:
-                gen_bin[n] = g
-
-
-@kernel
-def _accumulate(
-    number: Ints, mass_bin: Ints, gen_bin: Ints, values: Floats, weights: Floats, row_of: Ints, units: Floats,
-    weight_unit: float, counts: Ints, variances: Ints, generator: Ints, sums: Ints,
-) -> bool:  # fmt: skip
-    """Add every located pair to its row; False when a sum has passed 2^63 (at once: later it could be positive again).
-
-    Without weights, ``variances`` is empty and counts are plain counts.
-    """
-    weighted = weights.size > 0
-    for n in range(number.size):
-        if number[n] < 0:
-            continue
-        row = row_of[number[n]]
-        w = weights[n] if weighted else 1.0
-        if gen_bin[n] >= 0:
-            generator[row, gen_bin[n]] += int(round(w * weight_unit)) if weighted else 1
-            if generator[row, gen_bin[n]] < 0:
-                return False
-        if mass_bin[n] < 0:
-            continue
-        if weighted:
-            counts[row, mass_bin[n]] += int(round(w * weight_unit))
-            variances[row, mass_bin[n]] += int(round(w * w * weight_unit))
-            if counts[row, mass_bin[n]] < 0 or variances[row, mass_bin[n]] < 0:
-                return False
-        else:
-            counts[row, mass_bin[n]] += 1
-        last = int(values.shape[1])
-        for c in range(last):
-            sums[row, c] += int(round(w * values[n, c] * units[c]))
-            if sums[row, c] < 0:
-                return False
-        sums[row, last] += int(round(w * units[last]))
-        if sums[row, last] < 0:
-            return False
-    return True
-
-
-def _fill_chunk(
-    events: DimuonEvents, weights: Floats | None, binning: Binning, with_generator: bool
-) -> SparseSums:
-    n = len(events)
+def _axes(binning: Binning) -> FillAxes:
     first, last = binning.generator_range
-    n_gen = last - first + 1 if with_generator else 0
-    number, mass_bin, gen_bin = (np.empty(n, dtype=np.int64) for _ in range(3))
-    values = np.empty((n, len(_UNITS) - 1))
-    gen_mass = events.gen_mass if with_generator else None
-    plus, minus = events.plus, events.minus
-    _locate(
-        plus.pt, plus.eta, plus.phi, minus.pt, minus.eta, minus.phi,
-        np.empty(0) if gen_mass is None else gen_mass, np.asarray(binning.eta_edges), np.asarray(binning.pt_edges),
-        binning.pt_scaled, binning.mass_window[0], binning.mass_reference, binning.log_step, binning.mass_bins,
-        first, n_gen, MUON_MASS, number, mass_bin, gen_bin, values,
+    generator = binning.mass_reference * np.exp(binning.log_step * (np.arange(first, last + 2) - 0.5))
+    return FillAxes(
+        search_axis(binning.eta_edges), search_axis(binning.pt_edges), search_axis(binning.mass_edges**2),
+        search_axis(generator), binning.mass_reference if binning.pt_scaled else 0.0,
     )  # fmt: skip
-    # A pair outside the mass window still counts for the generator-level masses of its 4D bin: a template made of
-    # pairs that were smeared into the window would lack those that the next smearing brings in.
-    counted = (number >= 0) & (mass_bin >= 0)
-    bins = np.unique(number[(number >= 0) & (counted | (gen_bin >= 0))])
-    row_of = np.full(binning.n_bins, -1, dtype=np.int64)
-    row_of[bins] = np.arange(len(bins))
-    shape = (len(bins), binning.mass_bins)
-    tables = {
-        "counts": np.zeros(shape, dtype=np.int64),
-        "variances": np.zeros((len(bins), 0) if weights is None else shape, dtype=np.int64),
-        "generator": np.zeros((len(bins), n_gen), dtype=np.int64),
-        "sums": np.zeros((len(bins), len(_UNITS)), dtype=np.int64),
-    }
-    whole = _accumulate(
-        number, mass_bin, gen_bin, values, np.empty(0) if weights is None else weights, row_of, _UNITS, _WEIGHT_UNIT,
-        *tables.values(),
-    )  # fmt: skip
-    if not whole:
-        raise OverflowError(_OVERFLOW)
-    return SparseSums(bins, tables, int(n - np.count_nonzero(counted)))
+
+
+class _Sums:
+    """What one thread has added up; the rows of 4D bins stand in the order in which they were met."""
+
+    def __init__(self, binning: Binning, with_generator: bool, weighted: bool) -> None:
+        self._n_bins, self._axes = binning.n_bins, _axes(binning)
+        self._row_of, self._state = np.full(binning.n_bins, -1), np.zeros(2, dtype=np.int64)
+        n_gen = len(self._axes.generator.edges) - 1 if with_generator else 0
+        columns = {
+            "counts": binning.mass_bins, "variances": binning.mass_bins if weighted else 0, "generator": n_gen,
+            "sums": N_VALUES,
+        }  # fmt: skip
+        self._tables = {name: np.zeros((0, n), dtype=np.int64) for name, n in columns.items()}
+
+    def add(self, events: DimuonEvents, weights: Floats | None) -> None:
+        """Raises OverflowError."""
+        used = int(self._state[0])
+        self._make_room(used, used + len(events))
+        plus, minus = events.plus, events.minus
+        gen_mass = events.gen_mass if self._tables["generator"].shape[1] else None
+        none = np.empty(0)
+        whole = add_pairs(
+            plus.pt, plus.eta, plus.phi, minus.pt, minus.eta, minus.phi, none if gen_mass is None else gen_mass,
+            none if weights is None else weights, MUON_MASS, self._axes, _UNITS, _WEIGHT_UNIT,
+            FillTables(self._row_of, self._state, **self._tables),
+        )  # fmt: skip
+        if not whole:
+            raise OverflowError(_OVERFLOW)
+
+    def _make_room(self, used: int, wanted: int) -> None:
+        """Rows up to ``wanted``, of all 4D bins at most. Memory that is not written to is not taken."""
+        room = len(self._tables["counts"])
+        wanted = min(wanted, self._n_bins)
+        if room >= wanted:
+            return
+        for name, table in self._tables.items():
+            larger = np.zeros((min(max(wanted, 2 * room), self._n_bins), table.shape[1]), dtype=np.int64)
+            larger[:used] = table[:used]
+            self._tables[name] = larger
+
+    @property
+    def occupied(self) -> SparseSums:
+        """In the order of 4D bins."""
+        bins = np.flatnonzero(self._row_of >= 0)
+        rows = self._row_of[bins]
+        return SparseSums(
+            bins, {name: table[rows] for name, table in self._tables.items()}, int(self._state[1])
+        )
 
 
 def _checked(partial: SparseSums) -> SparseSums:
@@ -166,7 +114,7 @@ def fill(
     ------
     InputError : no event inside the binning, or a weight out of range.
     """
-    total: SparseSums | None = None
+    idle: list[_Sums] = []
     with_generator: bool | None = None
 
     def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
@@ -179,15 +127,23 @@ def fill(
                 raise InputError("some of the samples have generator-level muons, others have none")
             yield events, with_generator
 
-    def work(item: tuple[DimuonEvents, bool]) -> SparseSums:
+    def work(item: tuple[DimuonEvents, bool]) -> None:
         events, generator = item
         weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
         if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
             raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
-        return _fill_chunk(events, weights, binning, generator)
+        try:
+            mine = idle.pop()
+        except IndexError:
+            mine = _Sums(binning, generator, weight is not None)
+        mine.add(events, weights)
+        idle.append(mine)
 
-    for partial in in_order(work, prepared(), threads):
-        total = _checked(partial if total is None else total + partial)
+    for _ in in_order(work, prepared(), threads):
+        pass
+    total: SparseSums | None = None
+    for each in idle:
+        total = each.occupied if total is None else _checked(total + each.occupied)
     if total is None or not total.tables["counts"].any():
         raise InputError(
             "no event inside the binning and the mass window: check units, mass_window and edges"
@@ -197,8 +153,8 @@ def fill(
     counts, variances, generator, sums = (
         total.tables[name] for name in ("counts", "variances", "generator", "sums")
     )
-    means = sums[:, :-1] / _UNITS[:-1] / (sums[:, -1:] / _UNITS[-1])
     unit = _WEIGHT_UNIT if weighted else 1
+    means = sums / _UNITS / (counts.sum(axis=1, keepdims=True) / unit)
     return MassHistogram(
         binning=binning,
         bins=total.bins,

@@ -11,14 +11,15 @@ regions of eta, or of eta and phi.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost, kernel
 from musclecal.errors import InputError
 
-__all__ = ["Binning", "TemplateBinning", "bin_of", "equal_eta_edges"]
+__all__ = ["Binning", "SearchAxis", "TemplateBinning", "bin_in", "bin_of", "equal_eta_edges", "search_axis"]
 
 
 @kernel
@@ -34,6 +35,43 @@ def bin_of(edges: NDArray[np.float64], x: float) -> int:
         else:
             high = middle
     return low
+
+
+class SearchAxis(NamedTuple):
+    """Edges (n + 1,), and how to find the bin of a value at once.
+
+    ``start`` (n_cell,) is the bin at the lower end of each of ``cells`` equal cells a unit.
+    """
+
+    edges: NDArray[np.float64]
+    start: NDArray[np.int32]
+    cells: float
+
+
+_MOST_CELLS = 100_000
+
+
+def search_axis(edges: ArrayLike) -> SearchAxis:
+    """With cells half as wide as the narrowest bin: at most one edge in each, unless that were too many of them."""
+    values = np.ascontiguousarray(edges, dtype=np.float64)
+    span = values[-1] - values[0]
+    n = int(min(2.0 * np.ceil(span / np.diff(values).min()), _MOST_CELLS))
+    lowest = values[0] + (np.arange(n + 1) - 1e-6) * span / n
+    start = np.clip(np.searchsorted(values, lowest, side="right") - 1, 0, len(values) - 2)
+    return SearchAxis(values, start.astype(np.int32), float(n / span))
+
+
+@innermost
+def bin_in(axis: SearchAxis, x: float) -> int:
+    """As `bin_of`, without a search."""
+    edges = axis.edges
+    if not (edges[0] <= x < edges[-1]):
+        return -1
+    i = int(axis.start[int((x - edges[0]) * axis.cells)])
+    i += x >= edges[i + 1]  # no branch, as none could be foreseen; more than one edge in a cell is rare
+    while x >= edges[i + 1]:
+        i += 1
+    return i
 
 
 @kernel

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musclecal.array_structure import flattened
+from musclecal.binning import SearchAxis, search_axis
 from musclecal.compiled import in_order
 from musclecal.correction_kernels import (
-    EtaAxis,
     EtaGrid,
     all_variations,
     error_factors,
@@ -79,8 +79,8 @@ class Correction:
     response: Response | None = None
 
     @cached_property
-    def _axis(self) -> EtaAxis:
-        return EtaAxis.of(self.tables.eta_edges)
+    def _axis(self) -> SearchAxis:
+        return search_axis(self.tables.eta_edges)
 
     @cached_property
     def _grid(self) -> EtaGrid | None:
@@ -156,7 +156,7 @@ class Correction:
 
         def block(part: slice) -> None:
             all_variations(
-                flat[0][part], flat[1][part], flat[2][part], axis.edges, axis.start, axis.cells, self._nominal,
+                flat[0][part], flat[1][part], flat[2][part], axis, self._nominal,
                 shifts, *t.pt_range, out[part],
             )  # fmt: skip
 
@@ -266,7 +266,7 @@ class Correction:
     ) -> None:  # fmt: skip
         """A kernel on the (n,) columns pt, eta, charge."""
         axis = self._axis
-        constants = (axis.edges, axis.start, axis.cells, table, *self.tables.pt_range)
+        constants = (axis, table, *self.tables.pt_range)
         _in_blocks(lambda part: run(*(x[part] for x in flat[:3]), *constants, out[part]), len(out))
 
 

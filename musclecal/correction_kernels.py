@@ -13,40 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from musclecal.binning import SearchAxis, bin_in
 from musclecal.compiled import kernel
-from musclecal.errors import InputError
 from musclecal.records import Floats
 
-__all__ = ["EtaAxis", "EtaGrid", "all_variations", "error_factors", "factors", "factors_on_grid", "reasons"]
+__all__ = ["EtaGrid", "all_variations", "error_factors", "factors", "factors_on_grid", "reasons"]
 
 _MOST_CELLS = 2000
 """Of a grid: its table stays in the first cache."""
 _NEIGHBOURS = 40
-
-
-@dataclass(frozen=True)
-class EtaAxis:
-    """How the bin of an eta is found: ``cells`` equal cells a unit of eta, each with at most one edge in it.
-
-    ``start`` (n_cell,) is the bin at the lower end of each cell.
-    """
-
-    edges: Floats
-    start: NDArray[np.int32]
-    cells: float
-
-    @classmethod
-    def of(cls, edges: Floats) -> "EtaAxis":
-        edges = np.ascontiguousarray(edges, dtype=np.float64)
-        span = edges[-1] - edges[0]
-        n = 2 * int(np.ceil(span / np.diff(edges).min()))
-        if n > 100_000:
-            raise InputError(
-                f"eta_edges: bins from {np.diff(edges).min():g} to {span:g} wide are not one axis"
-            )
-        lowest = edges[0] + (np.arange(n + 1) - 1e-6) * span / n
-        start = np.clip(np.searchsorted(edges, lowest, side="right") - 1, 0, len(edges) - 2)
-        return cls(edges, start.astype(np.int32), n / span)
 
 
 @dataclass(frozen=True)
@@ -103,13 +78,6 @@ def _close_to(value: float) -> list[float]:
 
 
 @kernel
-def _bin(eta: float, edges: Floats, start: NDArray[np.int32], cells: float) -> int:
-    """Of an eta inside the axis."""
-    i = start[int((eta - edges[0]) * cells)]
-    return i + int(eta >= edges[i + 1])
-
-
-@kernel
 def _corrected(pt: float, charge: float, table: Floats, i: int) -> float:
     """pT squared over the corrected pT; rows of ``table`` are 1 + A, e, M."""
     return (table[i, 0] + charge * table[i, 2] * pt) * pt - table[i, 1]
@@ -117,16 +85,16 @@ def _corrected(pt: float, charge: float, table: Floats, i: int) -> float:
 
 @kernel
 def factors(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt: Floats, eta: Floats, charge: Floats, axis: SearchAxis, table: Floats,
     pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """p/c for any eta axis. Here and below ``table`` is (n_eta, 3) 1 + A, e, M."""
-    low, high = edges[0], edges[-1]
+    low, high = axis.edges[0], axis.edges[-1]
     for n in range(out.size):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         factor = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
-            corrected = _corrected(p, q, table, _bin(h, edges, start, cells))
+            corrected = _corrected(p, q, table, bin_in(axis, h))
             if corrected > 0.0:
                 factor = p / corrected
         out[n] = factor
@@ -165,16 +133,16 @@ def factors_on_grid(
 
 @kernel
 def error_factors(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt: Floats, eta: Floats, charge: Floats, axis: SearchAxis, table: Floats,
     pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
-    low, high = edges[0], edges[-1]
+    low, high = axis.edges[0], axis.edges[-1]
     for n in range(out.size):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         slope = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
-            i = _bin(h, edges, start, cells)
+            i = bin_in(axis, h)
             corrected = _corrected(p, q, table, i)
             if corrected > 0.0:
                 factor = p / corrected
@@ -184,16 +152,16 @@ def error_factors(
 
 @kernel
 def all_variations(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt: Floats, eta: Floats, charge: Floats, axis: SearchAxis, table: Floats,
     shifts: Floats, pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
-    low, high = edges[0], edges[-1]
+    low, high = axis.edges[0], axis.edges[-1]
     for n in range(out.shape[0]):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         out[n, :] = 1.0
         if pt_low <= p < pt_high and low <= h < high and (q == 1.0 or q == -1.0):
-            i = _bin(h, edges, start, cells)
+            i = bin_in(axis, h)
             corrected = _corrected(p, q, table, i)
             if corrected > 0.0:
                 square = q * p * p
@@ -205,7 +173,7 @@ def all_variations(
 
 @kernel
 def reasons(
-    pt: Floats, eta: Floats, charge: Floats, edges: Floats, start: NDArray[np.int32], cells: float, table: Floats,
+    pt: Floats, eta: Floats, charge: Floats, axis: SearchAxis, table: Floats,
     pt_low: float, pt_high: float, out: NDArray[np.int8],
 ) -> None:  # fmt: skip
     """Numbers of `Reason`, asked in their order."""
@@ -218,10 +186,10 @@ def reasons(
             reason = 2
         elif p >= pt_high:
             reason = 3
-        elif not edges[0] <= h < edges[-1]:
+        elif not axis.edges[0] <= h < axis.edges[-1]:
             reason = 4
         elif q != 1.0 and q != -1.0:
             reason = 5
-        elif not _corrected(p, q, table, _bin(h, edges, start, cells)) > 0.0:
+        elif not _corrected(p, q, table, bin_in(axis, h)) > 0.0:
             reason = 6
         out[n] = reason

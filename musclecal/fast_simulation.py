@@ -16,7 +16,7 @@ from numpy.random import Generator, Philox
 
 from musclecal.compiled import in_order, kernel
 from musclecal.constants import ALPHA_QED, MUON_MASS
-from musclecal.kinematics import mass_factors, pair_mass
+from musclecal.kinematics import pair_terms
 from musclecal.records import DimuonEvents, Floats, Muons
 from musclecal.resonances import Resonance
 from musclecal.simulate import ResolutionModel, line_mass, lines_table, measured_pt, radiated_fraction
@@ -33,9 +33,8 @@ def _common_factor(
     """Factor on both momenta that gives the pair this mass: Newton in ln m^2 against ln p."""
     factor = 1.0
     for _ in range(20):
-        now = pair_mass(factor * pt1, eta1, phi1, factor * pt2, eta2, phi2, mu)
-        f1, f2 = mass_factors(factor * pt1, eta1, factor * pt2, eta2, now, mu)
-        step = 2.0 * math.log(mass / now) / (f1 + f2)
+        now, f1, f2 = pair_terms(factor * pt1, eta1, phi1, factor * pt2, eta2, phi2, mu)
+        step = math.log(mass * mass / now) / (f1 + f2)
         factor *= math.exp(step)
         if abs(step) < 1e-13:
             break

@@ -10,10 +10,60 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.compiled import kernel
+from musclecal.compiled import innermost, kernel
 from musclecal.constants import MUON_MASS
 
-__all__ = ["from_cartesian", "mass_factors", "mass_of_opening", "pair_mass", "pair_masses"]
+__all__ = ["from_cartesian", "mass_of_opening", "pair_mass", "pair_masses", "pair_terms"]
+
+
+@innermost
+def _expm1(x: float) -> float:
+    """e^x - 1 to rounding for abs(x) < 15: the series at x/64, and six times e^2x - 1 = (e^x - 1) (2 + (e^x - 1)).
+
+    It has no branch: a loop over it is vectorised by the compiler, as one over math.exp is not.
+    """
+    r = 0.015625 * x
+    y = r * (1.0 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * (
+        1 / 40320 + r * (1 / 362880 + r / 3628800)))))))))  # fmt: skip
+    y = y * (2.0 + y)
+    y = y * (2.0 + y)
+    y = y * (2.0 + y)
+    y = y * (2.0 + y)
+    y = y * (2.0 + y)
+    return y * (2.0 + y)
+
+
+@innermost
+def _half_sine_squared(angle: float) -> float:
+    """sin^2(angle/2) to rounding for any number of turns, without a branch: the series of the sine up to pi/2."""
+    y = 0.5 * angle - math.pi * np.rint(angle * (0.5 / math.pi))
+    z = y * y
+    sine = y * (1.0 + z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880 + z * (-1 / 39916800 + z * (
+        1 / 6227020800 + z * (-1 / 1307674368000 + z * (1 / 355687428096000 - z / 121645100408832000))
+    )))))))  # fmt: skip
+    return sine * sine
+
+
+@innermost
+def pair_terms(
+    pt1: float, eta1: float, phi1: float, pt2: float, eta2: float, phi2: float, mu: float
+) -> tuple[float, float, float]:
+    """m^2 (GeV^2) of two particles of mass ``mu`` (GeV), and f1, f2; abs(eta) < 15. Without a branch.
+
+    f1 = d ln m^2/d ln p1 at fixed angles = 1 - 2 mu^2 (1 + E2/E1)/m^2, and 1 <-> 2 (physics.md section 2): 0.9953 for
+    equal energies at the J/psi, 1 - 5e-6 at the Z. m^2 as in `mass_of_opening`; with D = e^(eta2 - eta1) - 1,
+    2 (cosh(eta2 - eta1) - 1) = D^2/(1 + D).
+    """
+    e1, d = 1.0 + _expm1(eta1), _expm1(eta2 - eta1)
+    ratio, inverse = 1.0 / (1.0 + d), 1.0 / e1
+    p1 = 0.5 * pt1 * (e1 + inverse)
+    p2 = 0.5 * pt2 * (e1 * (1.0 + d) + inverse * ratio)
+    square1, square2, mu2 = p1 * p1 + mu * mu, p2 * p2 + mu * mu, mu * mu
+    e1e2 = math.sqrt(square1 * square2)
+    slow = mu2 * (p1 * p1 + square2) / (e1e2 + p1 * p2)
+    m2 = 2.0 * (mu2 + slow) + pt1 * pt2 * (d * d * ratio + 4.0 * _half_sine_squared(phi1 - phi2))
+    share, slope = 2.0 * mu2 / m2, e1e2 / (square1 * square2)
+    return m2, 1.0 - share * (1.0 + square2 * slope), 1.0 - share * (1.0 + square1 * slope)
 
 
 @kernel
@@ -33,26 +83,7 @@ def mass_of_opening(pt1: float, cosh1: float, pt2: float, cosh2: float, opening:
 @kernel
 def pair_mass(pt1: float, eta1: float, phi1: float, pt2: float, eta2: float, phi2: float, mu: float) -> float:
     """Mass in GeV of two particles of mass ``mu`` (GeV)."""
-    half_d_eta = math.sinh(0.5 * (eta1 - eta2))
-    half_d_phi = math.sin(0.5 * (phi1 - phi2))
-    opening = 2.0 * (half_d_eta * half_d_eta + half_d_phi * half_d_phi)
-    return mass_of_opening(pt1, math.cosh(eta1), pt2, math.cosh(eta2), opening, mu)
-
-
-@kernel
-def mass_factors(
-    pt1: float, eta1: float, pt2: float, eta2: float, mass: float, mu: float
-) -> tuple[float, float]:
-    """d ln m^2 / d ln p of each muon at fixed angles: f1 = 1 - 2 mu^2 (1 + E2/E1)/m^2 and 1 <-> 2.
-
-    Source: physics.md section 2. 0.9953 for equal energies at the J/psi, 1 - 5e-6 at the Z.
-    """
-    p1 = pt1 * math.cosh(eta1)
-    p2 = pt2 * math.cosh(eta2)
-    e1 = math.sqrt(p1 * p1 + mu * mu)
-    e2 = math.sqrt(p2 * p2 + mu * mu)
-    share = 2.0 * mu * mu / (mass * mass)
-    return 1.0 - share * (1.0 + e2 / e1), 1.0 - share * (1.0 + e1 / e2)
+    return math.sqrt(pair_terms(pt1, eta1, phi1, pt2, eta2, phi2, mu)[0])
 
 
 @kernel

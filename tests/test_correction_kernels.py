@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from musclecal.binning import equal_eta_edges
+from musclecal.binning import equal_eta_edges, search_axis
 from musclecal.correction import Correction
-from musclecal.correction_kernels import EtaAxis, EtaGrid, factors, factors_on_grid
+from musclecal.correction_kernels import EtaGrid, factors, factors_on_grid
 from musclecal.errors import InputError
 from musclecal.export.tables import correction_tables
 from musclecal.records import Floats, ScaleWithCovariance
@@ -60,10 +60,10 @@ def test_both_ways_give_the_same_bits(edges: Floats, dtype: type[np.floating]) -
     with np.errstate(over="ignore", under="ignore"):
         p, h, q = (np.asarray(column, dtype) for column in (pt, eta, charge))
     rows = table(len(edges) - 1, 3)
-    axis, grid = EtaAxis.of(edges), EtaGrid.of(edges)
+    axis, grid = search_axis(edges), EtaGrid.of(edges)
     assert grid is not None
     one, other = np.empty(n), np.empty(n)
-    factors(p, h, q, axis.edges, axis.start, axis.cells, rows, 2.0, 200.0, one)
+    factors(p, h, q, axis, rows, 2.0, 200.0, one)
     factors_on_grid(p, h, q, grid.cells, grid.first, edges[0], edges[-1], grid.table(rows), 2.0, 200.0, other)
     np.testing.assert_array_equal(other, one)
     assert 0.1 < np.mean(one != 1.0) < 0.9

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musclecal.constants import MUON_MASS
-from musclecal.kinematics import from_cartesian, mass_factors, pair_mass, pair_masses
+from musclecal.kinematics import from_cartesian, pair_mass, pair_masses, pair_terms
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def test_mass_factors_are_the_derivatives_of_the_mass() -> None:
         mass = pair_mass(pt1, eta1, phi1, pt2, eta2, phi2, MUON_MASS)
         if mass < 1.0:
             continue
-        factors = mass_factors(pt1, eta1, pt2, eta2, mass, MUON_MASS)
+        factors = pair_terms(pt1, eta1, phi1, pt2, eta2, phi2, MUON_MASS)[1:]
         for muon in (0, 1):
             scales = ((1.0 + h, 1.0), (1.0 - h, 1.0)) if muon == 0 else ((1.0, 1.0 + h), (1.0, 1.0 - h))
             up, down = (
@@ -85,18 +85,40 @@ def test_mass_factors_are_the_derivatives_of_the_mass() -> None:
             assert factors[muon] == pytest.approx((up - down) / (np.log1p(h) - np.log1p(-h)), abs=1e-7)
 
 
+def opening(mass: float, pt1: float, pt2: float) -> float:
+    """Angle between muons at eta = 0 that gives this mass."""
+    cosine = 1.0 - (mass**2 - 2.0 * MUON_MASS**2 * (1.0 + 0.5 * (pt1 / pt2 + pt2 / pt1))) / (2.0 * pt1 * pt2)
+    return float(np.arccos(cosine))
+
+
 def test_mass_factors_of_equal_energies() -> None:
-    jpsi = mass_factors(8.0, 0.5, 8.0, 0.5, 3.0969, MUON_MASS)
-    z = mass_factors(45.0, 0.5, 45.0, -0.5, 91.19, MUON_MASS)
+    m2, *jpsi = pair_terms(8.0, 0.0, 0.0, 8.0, 0.0, opening(3.0969, 8.0, 8.0), MUON_MASS)
+    assert np.sqrt(m2) == pytest.approx(3.0969, rel=1e-5)
     np.testing.assert_allclose(jpsi, 0.9953, atol=5e-5)
-    np.testing.assert_allclose(1.0 - np.array(z), 5e-6, rtol=0.1)
+    z = pair_terms(45.595, 0.5, 0.1, 45.595, -0.5, 0.1 - np.pi, MUON_MASS)[1:]
+    np.testing.assert_allclose(1.0 - np.array(z), 5e-6, rtol=0.3)
 
 
 def test_the_softer_muon_has_the_smaller_factor() -> None:
-    soft, hard = mass_factors(4.0, 0.0, 20.0, 0.0, 3.0969, MUON_MASS)
-    share = 2.0 * (MUON_MASS / 3.0969) ** 2
+    m2, soft, hard = pair_terms(4.0, 0.0, 0.0, 20.0, 0.0, opening(3.0969, 4.0, 20.0), MUON_MASS)
+    share = 2.0 * MUON_MASS**2 / m2
     assert 1.0 - soft == pytest.approx(share * 6.0, rel=1e-3)
     assert 1.0 - hard == pytest.approx(share * 1.2, rel=1e-3)
+
+
+@pytest.mark.parametrize("eta", [-14.0, -6.0, 0.0, 5.0, 14.0])
+def test_forward_muons(eta: float) -> None:
+    """Also where e^eta spans twelve orders of magnitude, and after many turns."""
+    rng = np.random.default_rng(3)
+    d_eta, phi = rng.uniform(-1.0, 1.0, 200), rng.uniform(-np.pi, np.pi, (2, 200))
+    pairs = (np.full(200, 3.0), np.full(200, eta), phi[0], np.full(200, 5.0), eta + d_eta, phi[1])
+    found = pair_masses(*pairs)
+    massless = np.sqrt(2.0 * 15.0 * (np.cosh(d_eta) - np.cos(phi[0] - phi[1])))
+    np.testing.assert_allclose(found[massless > 2.0], massless[massless > 2.0], rtol=0.01)
+    if abs(eta) < 7.0:
+        np.testing.assert_allclose(found, long_double_mass(pairs), rtol=1e-9)
+    turned = (*pairs[:2], phi[0] + 14.0 * np.pi, *pairs[3:])
+    np.testing.assert_allclose(pair_masses(*turned), found, rtol=1e-12)
 
 
 def test_cartesian_momenta_come_back() -> None:
