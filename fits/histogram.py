@@ -6,7 +6,7 @@ same to the bit for any chunk size, number of threads and order of files.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from musclecal.fits.fill_kernels import N_VALUES, FillAxes, FillTables, add_pair
 from musclecal.fits.sparse_sums import SparseSums
 from musclecal.records import CutFlow, DimuonEvents, Floats, MassHistogram
 
-__all__ = ["as_hist", "fill", "merged"]
+__all__ = ["MassSums", "as_hist", "fill", "mass_sums", "merged"]
 
 # Units of the integer sums. Columns: k+, k-, 1/k+, 1/k-, f+, f-, 1/k+^2, 1/k-^2. A sum of 1e9
 # events at the largest values (k = 1, pT = 1000 GeV) stays below 2^63.
 _UNITS = 2.0 ** np.array([32, 32, 22, 22, 32, 32, 12, 12])
 _WEIGHT_UNIT = 2.0**32
+_SOME_GENERATOR = "some of the samples have generator-level muons, others have none"
 _OVERFLOW = "histogram: an integer sum overflowed; fill fewer than 1e9 events at a time, or scale the weights"
 
 
@@ -85,12 +86,106 @@ class _Sums:
         )
 
 
-def _checked(partial: SparseSums) -> SparseSums:
-    """All entries are sums of positive numbers: a negative one has overflowed."""
-    for table in partial.tables.values():
-        if table.size and table.min() < 0:
+@dataclass(frozen=True)
+class MassSums:
+    """Sums of a part of a sample. Those of two parts add up, exactly, whichever comes first.
+
+    Attributes
+    ----------
+    sums : of 4D bins; None of no chunk at all. weighted, with_generator : which there are.
+    flows : cut flow of each sample.
+    """
+
+    binning: Binning
+    weighted: bool
+    sums: SparseSums | None = None
+    with_generator: bool = False
+    flows: Mapping[str, CutFlow] = field(default_factory=dict)
+
+    def __add__(self, other: "MassSums") -> "MassSums":
+        """Raises InputError where one has generator-level muons and the other has none; OverflowError."""
+        names = (*self.flows, *(name for name in other.flows if name not in self.flows))
+        flows = {
+            name: self.flows.get(name, CutFlow()) + other.flows.get(name, CutFlow()) for name in sorted(names)
+        }
+        if self.sums is None or other.sums is None:
+            return replace(other if self.sums is None else self, flows=flows)
+        if self.with_generator != other.with_generator:
+            raise InputError(_SOME_GENERATOR)
+        total = self.sums + other.sums
+        # All entries are sums of positive numbers: a negative one has overflowed
+        if any(table.size and table.min() < 0 for table in total.tables.values()):
             raise OverflowError(_OVERFLOW)
-    return partial
+        return replace(self, sums=total, flows=flows)
+
+    def histogram(self) -> MassHistogram:
+        """Raises InputError if there is no event inside the binning."""
+        if self.sums is None or not self.sums.tables["counts"].any():
+            raise InputError(
+                "no event inside the binning and the mass window: check units, mass_window and edges"
+            )
+        total = self.sums.only(self.sums.tables["counts"].sum(axis=1) > 0)
+        counts, variances, generator, sums = (
+            total.tables[name] for name in ("counts", "variances", "generator", "sums")
+        )
+        unit = _WEIGHT_UNIT if self.weighted else 1
+        means = sums / _UNITS / (counts.sum(axis=1, keepdims=True) / unit)
+        return MassHistogram(
+            binning=self.binning,
+            bins=total.bins,
+            counts=counts / unit if self.weighted else counts,
+            mean_k=means[:, 0:2],
+            mean_pt=means[:, 2:4],
+            mean_f=means[:, 4:6],
+            generator=(generator / unit if self.weighted else generator) if self.with_generator else None,
+            variances=variances / unit if self.weighted else None,
+            n_outside=total.n_outside,
+            cut_flows=self.flows,
+            mean_pt2=means[:, 6:8],
+        )
+
+
+def mass_sums(
+    chunks: Iterable[DimuonEvents], binning: Binning, *, weight: Callable[[DimuonEvents], Floats] | None = None,
+    threads: int | None = None,
+) -> MassSums:  # fmt: skip
+    """Sums of all chunks, as `fill` takes them; without cut flows.
+
+    Raises
+    ------
+    InputError : a weight out of range, or chunks of which only some have generator-level muons.
+    """
+    idle: list[_Sums] = []
+    with_generator: bool | None = None
+
+    def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
+        nonlocal with_generator
+        for events in chunks:
+            has_generator = events.gen_plus is not None
+            if with_generator is None:
+                with_generator = has_generator
+            elif has_generator != with_generator:
+                raise InputError(_SOME_GENERATOR)
+            yield events, with_generator
+
+    def work(item: tuple[DimuonEvents, bool]) -> None:
+        events, generator = item
+        weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
+        if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
+            raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
+        try:
+            mine = idle.pop()
+        except IndexError:
+            mine = _Sums(binning, generator, weight is not None)
+        mine.add(events, weights)
+        idle.append(mine)
+
+    for _ in in_order(work, prepared(), threads):
+        pass
+    total = MassSums(binning, weight is not None)
+    for each in idle:
+        total += replace(total, sums=each.occupied, with_generator=bool(with_generator))
+    return total
 
 
 def fill(
@@ -114,60 +209,8 @@ def fill(
     ------
     InputError : no event inside the binning, or a weight out of range.
     """
-    idle: list[_Sums] = []
-    with_generator: bool | None = None
-
-    def prepared() -> Iterable[tuple[DimuonEvents, bool]]:
-        nonlocal with_generator
-        for events in chunks:
-            has_generator = events.gen_plus is not None
-            if with_generator is None:
-                with_generator = has_generator
-            elif has_generator != with_generator:
-                raise InputError("some of the samples have generator-level muons, others have none")
-            yield events, with_generator
-
-    def work(item: tuple[DimuonEvents, bool]) -> None:
-        events, generator = item
-        weights = None if weight is None else np.ascontiguousarray(weight(events), dtype=np.float64)
-        if weights is not None and not np.all((weights == 0.0) | ((weights >= 1e-3) & (weights < 1e4))):
-            raise InputError("weights must be 0 or between 1e-3 and 1e4: divide them by their mean")
-        try:
-            mine = idle.pop()
-        except IndexError:
-            mine = _Sums(binning, generator, weight is not None)
-        mine.add(events, weights)
-        idle.append(mine)
-
-    for _ in in_order(work, prepared(), threads):
-        pass
-    total: SparseSums | None = None
-    for each in idle:
-        total = each.occupied if total is None else _checked(total + each.occupied)
-    if total is None or not total.tables["counts"].any():
-        raise InputError(
-            "no event inside the binning and the mass window: check units, mass_window and edges"
-        )
-    weighted = weight is not None
-    total = total.only(total.tables["counts"].sum(axis=1) > 0)
-    counts, variances, generator, sums = (
-        total.tables[name] for name in ("counts", "variances", "generator", "sums")
-    )
-    unit = _WEIGHT_UNIT if weighted else 1
-    means = sums / _UNITS / (counts.sum(axis=1, keepdims=True) / unit)
-    return MassHistogram(
-        binning=binning,
-        bins=total.bins,
-        counts=counts / unit if weighted else counts,
-        mean_k=means[:, 0:2],
-        mean_pt=means[:, 2:4],
-        mean_f=means[:, 4:6],
-        generator=(generator / unit if weighted else generator) if with_generator else None,
-        variances=variances / unit if weighted else None,
-        n_outside=total.n_outside,
-        cut_flows=cut_flows(),
-        mean_pt2=means[:, 6:8],
-    )
+    sums = mass_sums(chunks, binning, weight=weight, threads=threads)
+    return replace(sums, flows=cut_flows()).histogram()
 
 
 def merged(histogram: MassHistogram) -> MassHistogram:

@@ -5,17 +5,19 @@ Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 a quality gate failed.
 
 import os
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from musclecal.cli_tables import TABLE_COMMANDS
-from musclecal.command_line import Progress, echo_json, explained, json_option
-from musclecal.errors import InputError
+from musclecal.command_line import Progress, distributed_options, echo_json, explained, json_option
+from musclecal.errors import InputError, QualityGateError
 
 if TYPE_CHECKING:
     from musclecal.campaign import Campaign
+    from musclecal.cluster import Cluster
     from musclecal.tasks import Outcome, Task
 
 __all__ = ["main"]
@@ -50,11 +52,13 @@ def main() -> None:
     """
 
 
-def _open(path: Path, target: str | None = None) -> tuple["Campaign", Progress]:
+def _open(
+    path: Path, target: str | None = None, cluster: "Cluster | None" = None
+) -> tuple["Campaign", Progress]:
     from musclecal.campaign import Campaign
 
     progress = Progress()
-    campaign = Campaign(path, progress, target)
+    campaign = Campaign(path, progress, target, cluster)
     _ = campaign.config
     return campaign, progress
 
@@ -67,11 +71,35 @@ def _run(progress: Progress, tasks: Iterable["Task"], force: bool, *, everything
     redo = (lambda _: everything) if everything else (lambda task: force and task.name in again)
     outcome = run_tasks(wanted, force=redo, announce=progress.announce)
     click.echo(f"  {len(outcome.done)} done, {len(outcome.skipped)} up to date", err=True)
+    for name, lines in outcome.failed.items():
+        for line in lines:
+            click.echo(f"  {name}: missing: {line}", err=True)
     return outcome
+
+
+def _check_complete(outcome: "Outcome") -> None:
+    """Raise `QualityGateError` where parts of the input are missing: what was made of the others stands."""
+    if outcome.failed:
+        missing = sum(map(len, outcome.failed.values()))
+        raise QualityGateError(
+            f"{missing} parts of the input are missing in {', '.join(outcome.failed)}: mend them and run again"
+        )
+
+
+def _here_alone(command: Callable[..., None]) -> Callable[..., None]:
+    """A command without options for other processes."""
+
+    @wraps(command)
+    def run(*arguments: object, **options: object) -> None:
+        command(*arguments, cluster=None, **options)
+
+    return run
 
 
 def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, dict[str, object]]]) -> None:
     """Add the command of one stage: run it, then show its result."""
+
+    distributed = distributed_options if name == "fill" else _here_alone
 
     @main.command(name, help=description)
     @_campaign_option
@@ -79,12 +107,15 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
     @json_option
     @_force_option
     @explained
-    def command(path: Path, target: str | None, as_json: bool, force: bool) -> None:
+    @distributed
+    def command(
+        path: Path, target: str | None, as_json: bool, force: bool, cluster: "Cluster | None"
+    ) -> None:
         from musclecal.report import report_task
 
-        campaign, progress = _open(path, target)
+        campaign, progress = _open(path, target, cluster)
         tasks = (report_task(campaign),) if name == "report" else campaign.tasks(name)
-        _run(progress, tasks, force)
+        outcome = _run(progress, tasks, force)
         text, table = show(campaign)
         if as_json:
             echo_json(table)
@@ -96,6 +127,7 @@ def _stage(name: str, description: str, show: Callable[["Campaign"], tuple[str, 
             campaign.check_width_gates()
         elif name == "fit":
             campaign.check_fit_gates(campaign.mass_fits(campaign.calibrated, 0))
+        _check_complete(outcome)
 
 
 def _show_simulate(campaign: "Campaign") -> tuple[str, dict[str, object]]:
@@ -220,7 +252,10 @@ for _name, _description, _show in (
 @json_option
 @_force_option
 @explained
-def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, force: bool) -> None:
+@distributed_options
+def modules(
+    path: Path, files: tuple[Path, ...], passes: int, as_json: bool, force: bool, cluster: "Cluster | None"
+) -> None:
     """Corrections of modules (cm, relative field and material) from tracks with hits.
 
     One global fit, as the table [modules] says, with the mass of pairs (GeV) as constraint. Writes
@@ -229,7 +264,7 @@ def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, for
     """
     from musclecal.module_report import modules_table, modules_text
 
-    campaign, progress = _open(path)
+    campaign, progress = _open(path, cluster=cluster)
     if files or passes:
         if not files:
             raise InputError("--pass: belongs to --only-sums FILE")
@@ -243,12 +278,13 @@ def modules(path: Path, files: tuple[Path, ...], passes: int, as_json: bool, for
         else:
             click.echo("\n".join(made))
         return
-    _run(progress, campaign.tasks("modules"), force)
+    outcome = _run(progress, campaign.tasks("modules"), force)
     if as_json:
         echo_json(modules_table(campaign))
     else:
         click.echo(modules_text(campaign))
     campaign.check_module_gates()
+    _check_complete(outcome)
 
 
 @main.command()
@@ -470,7 +506,15 @@ def _harmonics(text: str) -> tuple[int, ...]:
 @json_option
 @_force_option
 @explained
-def run(campaign_file: Path | None, demo: bool, with_modules: bool, as_json: bool, force: bool) -> None:
+@distributed_options
+def run(
+    campaign_file: Path | None,
+    demo: bool,
+    with_modules: bool,
+    as_json: bool,
+    force: bool,
+    cluster: "Cluster | None",
+) -> None:
     """Run all that is out of date, up to the exported correction.
 
     From events to tables, closures and figures.
@@ -486,14 +530,15 @@ def run(campaign_file: Path | None, demo: bool, with_modules: bool, as_json: boo
         campaign_file = write_demo(campaign_file or default, with_modules=with_modules)
     elif with_modules:
         raise InputError("--with-modules: belongs to --demo; a campaign file has a table [modules] instead")
-    campaign, progress = _open(campaign_file or Path("campaign.toml"))
-    _run(progress, [report_task(campaign)], force, everything=force)
+    campaign, progress = _open(campaign_file or Path("campaign.toml"), cluster=cluster)
+    outcome = _run(progress, [report_task(campaign)], force, everything=force)
     if as_json:
         closures = {name: closure_table(campaign.closure(name)) for name in campaign.closures}
         echo_json({"calibration": calibration_table(campaign.calibration()), "closure": closures})
     else:
         click.echo(report_task(campaign).output.read_text(encoding="utf-8").rstrip())
     campaign.check_gates(campaign.closures)
+    _check_complete(outcome)
 
 
 @main.command()

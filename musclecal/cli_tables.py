@@ -1,11 +1,15 @@
 """Commands for exported tables; they need no campaign file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from musclecal.command_line import Progress, echo_json, explained, json_option
-from musclecal.errors import InputError
+from musclecal.command_line import Progress, distributed_options, echo_json, explained, json_option
+from musclecal.errors import InputError, QualityGateError
+
+if TYPE_CHECKING:
+    from musclecal.cluster import Cluster
 
 __all__ = ["TABLE_COMMANDS"]
 
@@ -65,6 +69,7 @@ def validate(folder: Path, as_json: bool) -> None:
 )
 @json_option
 @explained
+@distributed_options
 def apply(
     files: tuple[str, ...],
     tables: Path,
@@ -77,6 +82,7 @@ def apply(
     columns: tuple[str, ...],
     chunk_events: int,
     as_json: bool,
+    cluster: "Cluster | None",
 ) -> None:
     """Write friends with corrected muons: of NanoAOD-like FILES, or of flat ones with a pair a row.
 
@@ -88,20 +94,24 @@ def apply(
     them, and mass_corr (GeV). Friends of Parquet and CSV are Parquet.
     """
     import musclecal
-    from musclecal.friends import friends_table, friends_text, write_friends
+    from musclecal.friends import FriendMaking, friends_table, friends_text
 
     progress = Progress()
     correction = musclecal.load(tables, period)
-    friends = write_friends(
-        files, correction, out, columns=_column_map(columns),
-        variations=correction.variation_names if all_variations else variations,
-        smear=smear, salt=salt, chunk_events=chunk_events, progress=progress, announce=progress.begin,
+    making = FriendMaking(
+        correction, out, _column_map(columns), correction.variation_names if all_variations else variations, smear,
+        salt, chunk_events,
     )  # fmt: skip
+    friends, failed = making.friends(files, cluster, progress, progress.begin)
     progress.end()
     if as_json:
         echo_json(friends_table(friends))
     else:
         click.echo(friends_text(friends))
+    for line in failed:
+        click.echo(f"  missing: {line}", err=True)
+    if failed:
+        raise QualityGateError(f"{len(failed)} files have no friend: mend them and run again")
 
 
 def _column_map(columns: tuple[str, ...]) -> dict[str, str] | None:

@@ -16,10 +16,23 @@ from numpy.typing import NDArray
 
 from musclecal.errors import InputError
 
-__all__ = ["Column", "ColumnType", "Columns", "Jagged", "Table", "is_remote", "open_table", "split_tree"]
+__all__ = [
+    "Column",
+    "ColumnType",
+    "Columns",
+    "Jagged",
+    "RowRange",
+    "Table",
+    "is_remote",
+    "open_table",
+    "split_tree",
+]
 
 ColumnType = Literal["real", "integer", "whole", "any"]
 """float64, int64, integers as the file has them (int64 where it has reals), or anything as the file has it."""
+
+RowRange = tuple[int, int]
+"""First row, and the one after the last."""
 
 TREE_CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 CSV_BYTES_A_ROW = 200
@@ -45,8 +58,10 @@ class Table(Protocol):
     names: tuple[str, ...]
     n_rows: int | None
 
-    def chunks(self, types: Mapping[str, ColumnType], rows: int) -> Iterator[Columns]:
-        """The columns named in ``types``, at most ``rows`` rows at a time."""
+    def chunks(
+        self, types: Mapping[str, ColumnType], rows: int, part: RowRange | None = None
+    ) -> Iterator[Columns]:
+        """The columns named in ``types``, at most ``rows`` rows at a time; of a ``part`` where ``n_rows`` is known."""
 
 
 def is_remote(path: str) -> bool:
@@ -106,8 +121,10 @@ class _Guarded:
         self._table = table
         self.path, self.names, self.n_rows = table.path, table.names, table.n_rows
 
-    def chunks(self, types: Mapping[str, ColumnType], rows: int) -> Iterator[Columns]:
-        raw = self._table.chunks(types, rows)
+    def chunks(
+        self, types: Mapping[str, ColumnType], rows: int, part: RowRange | None = None
+    ) -> Iterator[Columns]:
+        raw = self._table.chunks(types, rows, part)
         while True:
             with _named(self.path):
                 chunk = next(raw, None)
@@ -170,9 +187,12 @@ class _RootTable:
             raise InputError(f"{self.path}: several trees, choose one as path:tree: {', '.join(trees)}")
         return tree or ("Events" if "Events" in trees else trees[0])
 
-    def chunks(self, types: Mapping[str, ColumnType], rows: int) -> Iterator[Columns]:
+    def chunks(self, types: Mapping[str, ColumnType], rows: int, part: RowRange | None) -> Iterator[Columns]:
+        first, last = part or (None, None)
         # A function, not the names themselves: uproot would take those for expressions or wildcards.
-        for array in self._tree.iterate(filter_name=lambda name: name in types, step_size=rows):
+        for array in self._tree.iterate(
+            filter_name=lambda name: name in types, step_size=rows, entry_start=first, entry_stop=last
+        ):
             yield {name: _root_column(array[name], f"{self.path}: column {name!r}") for name in types}
 
     def close(self) -> None:
@@ -201,9 +221,17 @@ class _ParquetTable:
         self.names = tuple(str(name) for name in self._file.schema_arrow.names)
         self.n_rows: int | None = int(self._file.metadata.num_rows)
 
-    def chunks(self, types: Mapping[str, ColumnType], rows: int) -> Iterator[Columns]:
-        for batch in self._file.iter_batches(batch_size=rows, columns=list(types)):
-            yield _arrow_columns(batch, types)
+    def chunks(self, types: Mapping[str, ColumnType], rows: int, part: RowRange | None) -> Iterator[Columns]:
+        sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        first, last = part or (0, int(sum(sizes)))
+        groups = [n for n, size in enumerate(sizes) if ends[n] > first and ends[n] - size < last]
+        done = int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
+        for batch in self._file.iter_batches(batch_size=rows, row_groups=groups, columns=list(types)):
+            start, stop = max(first - done, 0), min(last - done, batch.num_rows)
+            done += batch.num_rows
+            if start < stop:
+                yield _arrow_columns(batch.slice(start, stop - start), types)
 
     def close(self) -> None:
         self._file.close()
@@ -217,7 +245,8 @@ class _CsvTable:
         self.names = _csv_header(path)
         self.n_rows: int | None = None
 
-    def chunks(self, types: Mapping[str, ColumnType], rows: int) -> Iterator[Columns]:
+    def chunks(self, types: Mapping[str, ColumnType], rows: int, part: RowRange | None) -> Iterator[Columns]:
+        assert part is None, "the rows of a CSV file are not known before it is read"
         arrow_types = self._arrow_types(types, rows)
         with self._naming_columns(), self._reader(arrow_types, rows) as reader:
             while (batch := self._next(reader)) is not None:

@@ -17,7 +17,7 @@ from musclecal.errors import InputError, QualityGateError
 if TYPE_CHECKING:
     from musclecal.tasks import Task
 
-__all__ = ["Progress", "echo_json", "explained", "json_option"]
+__all__ = ["Progress", "distributed_options", "echo_json", "explained", "json_option"]
 
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -62,6 +62,48 @@ def _ended_as_by_hand() -> Iterator[None]:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Result as one JSON object, the last line of stdout."
 )
+
+
+def distributed_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--scheduler and what goes with it; the command takes ``cluster``, a context of `Cluster` or None."""
+
+    @click.option(
+        "--scheduler",
+        metavar="WHERE",
+        help="Work on parts of the files with Dask: local[:N] processes, tcp://HOST:PORT, or a scheduler's JSON file.",
+    )
+    @click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        default=2,
+        show_default=True,
+        help="Of a part that fails, with --scheduler.",
+    )
+    @click.option(
+        "--strict",
+        is_flag=True,
+        help="With --scheduler: a part that fails ends all. [default: it is left out, and told: exit code 3]",
+    )
+    @click.option(
+        "--rows",
+        type=click.IntRange(min=1),
+        default=5_000_000,
+        show_default=True,
+        help="Of a file in a part, with --scheduler.",
+    )
+    @wraps(command)
+    def run(
+        *arguments: Any, scheduler: str | None, retries: int, strict: bool, rows: int, **options: Any
+    ) -> None:
+        if scheduler is None:
+            command(*arguments, cluster=None, **options)
+            return
+        from musclecal.cluster import Cluster
+
+        with Cluster(scheduler, retries=retries, strict=strict, rows=rows) as cluster:
+            command(*arguments, cluster=cluster, **options)
+
+    return run
 
 
 class Progress:

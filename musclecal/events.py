@@ -7,11 +7,12 @@ Momenta are in GeV, angles in rad, as they leave here. Not for: cuts (`musclecal
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from musclecal.columnar import Columns, Jagged, Table, is_remote, open_table, split_tree
+from musclecal.columnar import Columns, Jagged, RowRange, Table, is_remote, open_table, split_tree
 from musclecal.columns import FlatColumns, FlatLayout, Layout
 from musclecal.errors import InputError
 from musclecal.event_writer import write_dimuons
@@ -19,7 +20,7 @@ from musclecal.nanoaod import NanoLayout, is_nanoaod
 from musclecal.pairs import CandidatePairs, opposite_sign_events
 from musclecal.records import CutFlow, DimuonEvents, Floats
 
-__all__ = ["UnitCheck", "expand_paths", "read_dimuons", "write_dimuons"]
+__all__ = ["UnitCheck", "expand_paths", "read_dimuons", "row_ranges", "write_dimuons"]
 
 Progress = Callable[[int, int | None], None]
 
@@ -55,6 +56,22 @@ def _matches(pattern: str) -> list[str]:
     return [path if tree is None else f"{path}:{tree}" for path in files]
 
 
+def row_ranges(file: str, rows: int) -> tuple[RowRange | None, ...]:
+    """Nearly equal pieces of a file, of at most ``rows`` rows; (None,), all of it, where it does not tell its rows.
+
+    A file that cannot be read is one piece: who reads it will say so.
+    """
+    try:
+        with open_table(file) as table:
+            n_rows = table.n_rows
+    except InputError:
+        n_rows = None
+    if not n_rows or n_rows <= rows:
+        return (None,)
+    ends = np.linspace(0, n_rows, -(-n_rows // rows) + 1).astype(int).tolist()
+    return tuple(pairwise(ends))
+
+
 def read_dimuons(
     paths: str | Path | Iterable[str | Path],
     columns: Mapping[str, str] | None = None,
@@ -62,6 +79,7 @@ def read_dimuons(
     generator: bool = True,
     extra: Sequence[str] = (),
     chunk_events: int = 500_000,
+    rows: RowRange | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[DimuonEvents, CutFlow]]:
     """Opposite-sign muon pairs of files, a chunk at a time.
@@ -80,6 +98,7 @@ def read_dimuons(
         ``Muon_tightId_plus`` and ``_minus``; columns ``iso1`` and ``iso2`` of a flat file, both named, give
         ``iso_plus`` and ``iso_minus`` too. The ``_plus`` and ``_minus`` names may be asked for directly.
     chunk_events : rows of the file in a chunk, at most.
+    rows : first row, and the one after the last, of a single file whose number of rows is known without reading it.
     progress : called after each chunk with the rows done and the rows of all files (None where a file does
         not tell without being read).
 
@@ -102,17 +121,18 @@ def read_dimuons(
             return NanoLayout(table, extra, generator)
         return FlatLayout(table, flat or FlatColumns.from_names(table), extra, generator)
 
-    return _read(files, layout, chunk_events, progress)
+    return _read(files, layout, chunk_events, rows, progress)
 
 
 def _read(
-    files: Sequence[str], layout_of: Callable[[Table], Layout], chunk_events: int, progress: Progress | None
-) -> Iterator[tuple[DimuonEvents, CutFlow]]:
+    files: Sequence[str], layout_of: Callable[[Table], Layout], chunk_events: int, part: RowRange | None,
+    progress: Progress | None,
+) -> Iterator[tuple[DimuonEvents, CutFlow]]:  # fmt: skip
     total = _total_rows(files) if progress else None
     done = 0
     content: tuple[str, ...] | None = None
     for file in files:
-        for rows, pairs in _read_file(file, layout_of, chunk_events):
+        for rows, pairs in _read_file(file, layout_of, chunk_events, part):
             content = content or _content(pairs)
             if content != _content(pairs):
                 raise InputError(
@@ -126,7 +146,7 @@ def _read(
 
 
 def _read_file(
-    file: str, layout_of: Callable[[Table], Layout], chunk_events: int
+    file: str, layout_of: Callable[[Table], Layout], chunk_events: int, part: RowRange | None
 ) -> Iterator[tuple[int, CandidatePairs]]:
     """(rows, pairs) of each chunk of one file."""
     n_rows = 0
@@ -135,7 +155,7 @@ def _read_file(
             raise InputError(f"{file}: has no rows")
         layout = layout_of(table)
         units = [UnitCheck(file, name) for name in (layout.momentum, layout.generator) if name]
-        for chunk in table.chunks(layout.types, chunk_events):
+        for chunk in table.chunks(layout.types, chunk_events, part):
             pairs = layout.pairs(chunk)
             for unit, muons in zip(units, (pairs.one, pairs.gen_one), strict=False):
                 if muons is not None:

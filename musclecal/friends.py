@@ -8,6 +8,7 @@ Not for: the correction itself (`musclecal.correction`), which columns there are
 """
 
 import json
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from musclecal.cluster import Cluster
 from musclecal.columnar import open_table, split_tree
 from musclecal.columns import FlatColumns
 from musclecal.correction import NO_SMEARING, Correction, Reason
@@ -24,7 +26,7 @@ from musclecal.events import UnitCheck, expand_paths
 from musclecal.friend_columns import FriendRows, Wanted, friend_layout
 from musclecal.friend_files import friend_paths, writing_friend
 
-__all__ = ["Friend", "friends_table", "friends_text", "write_friends"]
+__all__ = ["Friend", "FriendMaking", "friends_table", "friends_text", "write_friends"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,57 @@ def write_friends(
                     progress(done, total)
         written.append(tally.friend)
     return tuple(written)
+
+
+@dataclass(frozen=True)
+class FriendMaking:
+    """What friends are made of, and where; the attributes are those of `write_friends`."""
+
+    correction: Correction
+    out: Path
+    columns: Mapping[str, str] | None = None
+    variations: Sequence[str] = ()
+    smear: bool = False
+    salt: int = 0
+    chunk_events: int = 100_000
+
+    def __call__(self, file: str) -> tuple[Friend, ...]:
+        """The friend of one file."""
+        return self._write([file])
+
+    def friends(
+        self,
+        files: Iterable[str],
+        cluster: Cluster | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> tuple[tuple[Friend, ...], tuple[str, ...]]:
+        """Written friends, here or by the processes of ``cluster``; and a line for each file that has failed there.
+
+        Raises
+        ------
+        InputError : as `write_friends`; one friend of all files, which no processes can share.
+        """
+        if cluster is None:
+            return self._write(files, progress, announce), ()
+        sources = expand_paths(files)
+        if self.out in friend_paths(sources, self.out):
+            raise InputError(f"--scheduler: {self.out} is one friend of all files: give a folder as --out")
+        self.out.mkdir(exist_ok=True)
+        announce(str(self.out))
+        made = cluster.total(self, sources, operator.add, progress)
+        return made.total, made.failed
+
+    def _write(
+        self,
+        files: Iterable[str],
+        progress: Callable[[int, int | None], None] | None = None,
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> tuple[Friend, ...]:
+        return write_friends(
+            files, self.correction, self.out, columns=self.columns, variations=self.variations, smear=self.smear,
+            salt=self.salt, chunk_events=self.chunk_events, progress=progress, announce=announce,
+        )  # fmt: skip
 
 
 def _wanted(correction: Correction, variations: Sequence[str], smear: bool, salt: int) -> Wanted:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from musclecal.columnar import RowRange
 from musclecal.config import SampleConfig, SimulateConfig
 from musclecal.errors import InputError
-from musclecal.events import read_dimuons
+from musclecal.events import read_dimuons, row_ranges
 from musclecal.records import CutFlow, DimuonEvents, Floats, ScaleParameters
 from musclecal.resonances import Resonance
 from musclecal.selection import Cuts, names_needed, select
@@ -140,6 +141,7 @@ class Source:
     corrections : applied to the events, in this order, before the cuts.
     generator : read generator-level muons; the measured mass is then not cut.
     replicas : how many pairs the corrections make of one.
+    rows : of a single file; None: all.
     """
 
     samples: Mapping[str, tuple[SampleConfig, tuple[str, ...]]]
@@ -150,8 +152,23 @@ class Source:
     chunk_events: int = 500_000
     generator: bool = False
     replicas: int = 1
+    rows: RowRange | None = None
     progress: Progress | None = None
     flows: dict[str, CutFlow] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Names the part that this is."""
+        files = ", ".join(file for _, files in self.samples.values() for file in files)
+        return files if self.rows is None else f"{files}, rows {self.rows[0]} to {self.rows[1] - 1}"
+
+    def parts(self, rows: int) -> tuple["Source", ...]:
+        """The same events in parts: files, and pieces of at most ``rows`` rows of those that say how many they have."""
+        return tuple(
+            replace(self, samples={name: (sample, (file,))}, rows=part, progress=None, flows={})
+            for name, (sample, files) in self.samples.items()
+            for file in files
+            for part in row_ranges(file, rows)
+        )
 
     def _cuts(self, sample: SampleConfig) -> Cuts:
         low, high = self.muon_pt or (None, None)
@@ -184,5 +201,6 @@ class Source:
             generator=self.generator,
             extra=names_needed(sample.cuts),
             chunk_events=self.chunk_events,
+            rows=self.rows,
             progress=self.progress,
         )

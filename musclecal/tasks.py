@@ -8,7 +8,7 @@ Not for: what the tasks do (`musclecal.campaign`).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,7 +55,8 @@ class Task:
     Attributes
     ----------
     name : unique; stage : which command asks for it.
-    output : the file that it writes. run : writes it, atomically.
+    output : the file that it writes. run : writes it, atomically; a line for each part of the input that is missing
+        in it, if there are any.
     options : everything, JSON-able, that the output depends on beside the inputs.
     inputs : files that it reads and no task makes. after : tasks whose outputs it reads.
     also : further files that it writes; the task is redone where one is missing.
@@ -64,7 +65,7 @@ class Task:
     name: str
     stage: str
     output: Path
-    run: Callable[[], None]
+    run: Callable[[], Sequence[str] | None]
     options: Mapping[str, object] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     after: tuple["Task", ...] = ()
@@ -103,10 +104,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Names of the tasks that were done and of those that were up to date."""
+    """Names of the tasks that were done and of those that were up to date.
+
+    ``failed`` : by name, a line for each part of the input that is missing in the output.
+    """
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
+    failed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _in_order(wanted: Iterable[Task]) -> list[Task]:
@@ -141,10 +146,12 @@ def run_tasks(
 ) -> Outcome:
     """Bring the tasks and what they need up to date.
 
+    An output in which parts of the input are missing is used by later tasks, but does not count as done.
     ``force(task)`` redoes a task regardless. ``announce(task, done_already)`` is called before each.
     """
     done: list[str] = []
     skipped: list[str] = []
+    failed: dict[str, tuple[str, ...]] = {}
     for task in _in_order(wanted):
         manifest = task.wanted_manifest()
         up_to_date = not force(task) and task.is_done(manifest)
@@ -153,8 +160,11 @@ def run_tasks(
             skipped.append(task.name)
             continue
         _make_room(task)
-        task.run()
+        missing = tuple(task.run() or ())
+        done.append(task.name)
+        if missing:
+            failed[task.name] = missing
+            continue
         manifest["output"] = fingerprint(task.output)
         write_text(task.manifest_path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        done.append(task.name)
-    return Outcome(tuple(done), tuple(skipped))
+    return Outcome(tuple(done), tuple(skipped), failed)

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from musclecal.campaign.modules import ModuleStages
 from musclecal.errors import InputError
 from musclecal.fast_simulation import fast_simulation
 from musclecal.fits.fast_resolution import measured_resolution
-from musclecal.fits.histogram import fill, merged
+from musclecal.fits.histogram import MassSums, fill, mass_sums, merged
 from musclecal.fits.mass_fits import MassModel, fit_masses
 from musclecal.fits.reweight import SpectrumWeights, spectrum_counts, spectrum_weights
 from musclecal.fits.scale_fit import scale_calibration
 from musclecal.records import DimuonEvents, MassFits, MassHistogram, ScaleCalibration, ScaleParameters
-from musclecal.samples import Correction, read_scale
+from musclecal.samples import Correction, Source, read_scale
 from musclecal.store import load, save
 from musclecal.tasks import Task
 
@@ -29,6 +30,19 @@ __all__ = ["CalibrationStages"]
 _FAST_EVENTS = 2_000_000
 _FAST_SEED = 20_110_000
 _NEAR_PEAK = 0.04
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What is done with a part of a sample, here or elsewhere: the sums of its histogram."""
+
+    binning: Binning
+    weight: SpectrumWeights | None = None
+
+    def __call__(self, source: Source) -> MassSums:
+        """Of selected events."""
+        sums = mass_sums(source, self.binning, weight=self.weight)
+        return replace(sums, flows=source.flows)
 
 
 class CalibrationStages(ModuleStages):
@@ -96,19 +110,21 @@ class CalibrationStages(ModuleStages):
     def _is_fast(self, resonance: str) -> bool:
         return any(s.reference == "fast" for s in self.config.samples_of(resonance, "data").values())
 
-    def _fill(self, resonance: str, kind: str, passes: int, fast: bool, reweighted: bool) -> None:
+    def _fill(self, resonance: str, kind: str, passes: int, fast: bool, reweighted: bool) -> tuple[str, ...]:
         binning = self.binning(resonance)
         output = self.fill_task(resonance, kind, passes).output
         if fast:
             save(output, self._fast_reference(resonance, passes, binning))
-            return
+            return ()
         corrections = self._corrections(passes) if kind == "data" else ()
         source = self._binned_source(resonance, kind, binning, corrections)
         weight = self._spectrum_weights(resonance, self._corrections(passes)) if reweighted else None
         try:
-            save(output, fill(source, binning, weight=weight, cut_flows=lambda: source.flows))
+            summed = self.summed(source, Filling(binning, weight))
+            save(output, summed.total.histogram())
         except InputError as error:
             raise InputError(f"{resonance} {kind}: {error}") from None
+        return summed.failed
 
     def _spectrum_weights(self, resonance: str, corrections: tuple[Correction, ...]) -> SpectrumWeights:
         """Weights that give the simulation the spectrum of the data."""

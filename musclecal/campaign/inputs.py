@@ -1,14 +1,17 @@
 """What a campaign file gives: its samples, the tasks that make them, the binning, the selected events."""
 
 import json
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from musclecal.binning import Binning
+from musclecal.cluster import Cluster, Summed
 from musclecal.config import CampaignConfig, load_campaign
 from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
@@ -31,6 +34,13 @@ _REPLICAS = 4
 _RESOLUTION_CELLS = 6
 
 
+class _Addable(Protocol):
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+_Sum = TypeVar("_Sum", bound=_Addable)
+
+
 def _quiet(done: int, total: int | None) -> None:
     """No progress."""
 
@@ -44,11 +54,13 @@ class Inputs:
     path : of the campaign file; files and the output folder are relative to its folder.
     progress : told the rows done and the rows in all of a long task.
     target : "data" or "simulation", in place of campaign.target of the file.
+    cluster : who works on parts of samples; None: this process.
     """
 
     path: Path
     progress: Progress = field(default=_quiet, compare=False)
     target: str | None = None
+    cluster: Cluster | None = field(default=None, compare=False)
 
     @cached_property
     def config(self) -> CampaignConfig:
@@ -210,6 +222,17 @@ class Inputs:
             replicas=replicas,
             progress=self.progress,
         )
+
+    def summed(self, source: Source, work: Callable[[Source], _Sum]) -> Summed[_Sum]:
+        """``work`` done with a source: here, or in parts by the processes of ``cluster``, and added up.
+
+        Raises
+        ------
+        PartsFailed : as `Cluster.total`.
+        """
+        if self.cluster is None:
+            return Summed(work(source))
+        return self.cluster.total(work, source.parts(self.cluster.rows), operator.add, self.progress)
 
     def own_resolution_task(self, resonance: str) -> Task:
         """Resolution of the simulation as target, from its own residuals."""
