@@ -21,6 +21,9 @@ __all__ = ["Cluster", "PartsFailed", "Summed", "tree_sum"]
 
 ROWS_OF_A_PART = 5_000_000
 
+_PATIENCE = "20s"
+"""For a scheduler that does not answer."""
+
 _P = TypeVar("_P")
 _R = TypeVar("_R")
 
@@ -118,9 +121,9 @@ class Cluster:
                 )  # fmt: skip
                 self._client = distributed.Client(self._local)
             elif scheduler.endswith(".json"):
-                self._client = distributed.Client(scheduler_file=scheduler, timeout="20s")
+                self._client = distributed.Client(scheduler_file=scheduler, timeout=_PATIENCE)
             else:
-                self._client = distributed.Client(scheduler, timeout="20s")
+                self._client = distributed.Client(scheduler, timeout=_PATIENCE)
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(f"--scheduler {scheduler}: cannot be reached: {error}") from None
 
