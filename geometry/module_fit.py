@@ -1,6 +1,6 @@
 """From pairs of tracks to corrections of modules: sums over pairs, the global fit, and again at what it has found.
 
-Not for: single parts of it (`musclecal.geometry.refit`, `block_sums`, `module_equations`, `modules`).
+Not for: single parts of it (`musclecal.geometry.pair_refit`, `block_sums`, `module_equations`, `modules`).
 """
 
 import hashlib
@@ -112,15 +112,16 @@ def module_sums(
     ``progress`` is called with the number of pairs after each chunk.
     """
     sums = BlockSums(detector.n_units, values.shape[1])
-    done = 0
+    done = events = 0
     for chunk in chunks:
         for part in contributions(chunk.tracks, chunk.pairs, planes, values, mass, cuts):
             sums.add(part.units, part.matrix, part.vector, part.good, part.chi2, part.ndf)
         done += len(chunk)
+        events += len(chunk) if chunk.n_events is None else chunk.n_events
         if progress:
             progress(done)
     measured = "" if mass is None else str(mass)
-    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured)
+    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured, events)
 
 
 def cuts_text(cuts: RefitCuts) -> str:

@@ -1,5 +1,7 @@
 """The corrections of modules in words and as JSON. Nothing is fitted here but the hits of muons without noise."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from musclecal.campaign import Campaign
@@ -84,6 +86,7 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
         "mass": _mass_table(campaign),
         "pairs": c.n_pairs,
         "pairs_read": int(before_last["read"]),
+        "events_read": int(before_last["events"]),
         "settled": bool(before_last["settled"]),
         "passes": int(before_last["passes"]),
         "moved": before_last["moved"],
@@ -158,7 +161,7 @@ def modules_text(campaign: Campaign) -> str:
     bound = " (errors are lower bounds)" if c.sigma_is != "exact" else ""
     lines = [
         f"Modules of {campaign.detector.name}: {used:,} of {len(c.uses):,} units used, "
-        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {after['read']:,} pairs",
+        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {after['read']:,} pairs{_events_text(after)}",
         f"chi2 of the tracks {before['chi2']:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
         f"{before['chi2'] / before['ndf']:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
         f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior "
@@ -189,6 +192,11 @@ def modules_text(campaign: Campaign) -> str:
     if biases:
         lines.append(bias_text(biases))
     return "\n".join(lines)
+
+
+def _events_text(fit: Mapping[str, float]) -> str:
+    """How many events there were, where some have no pair."""
+    return f", of {fit['events']:,} events read" if fit["events"] != fit["read"] else ""
 
 
 def _without_hits_text(c: ModuleCorrections, layers: list[str]) -> str:
