@@ -1,6 +1,6 @@
 """From pairs of tracks to corrections of modules: sums over pairs, the global fit, and again at what it has found.
 
-Not for: single parts of it (`musclecal.geometry.refit`, `block_sums`, `module_equations`, `modules`).
+Not for: single parts of it (`musclecal.geometry.pair_refit`, `block_sums`, `module_equations`, `modules`).
 """
 
 import hashlib
@@ -120,13 +120,14 @@ def module_sums(
     InputError : many pairs bend against their charge; as `contributions`.
     """
     sums = BlockSums(detector.n_units, values.shape[1])
-    done = fitted = against_charge = 0
+    done = events = fitted = against_charge = 0
     for chunk in chunks:
         for part in contributions(chunk.tracks, chunk.pairs, planes, values, mass, cuts):
             sums.add(part.units, part.matrix, part.vector, part.good, part.chi2, part.ndf)
             fitted += int(np.count_nonzero(np.isfinite(part.mass)))
             against_charge += int(np.count_nonzero(part.against_charge))
         done += len(chunk)
+        events += len(chunk) if chunk.n_events is None else chunk.n_events
         if progress:
             progress(done)
     if against_charge > max(_MOST_AGAINST_CHARGE * fitted, _FEW):
@@ -135,7 +136,7 @@ def module_sums(
             "and the sign of the field map"
         )
     measured = "" if mass is None else mass.definition
-    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured)
+    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured, events)
 
 
 def cuts_text(cuts: RefitCuts) -> str:
@@ -151,7 +152,7 @@ class PassSummary:
     ----------
     chi2, ndf : of the tracks as they were fitted, before the solution.
     moved : largest change of a parameter, prior widths. amplitude : largest of a mode, ``mode``, prior widths.
-    passes : until then, this one included. read : pairs that there were.
+    passes : until then, this one included. read : pairs that there were, of so many ``events``.
     is_last : whether no other is needed. settled : whether what is left is small, with the cuts that were asked for.
     mass : the target in words, "" where the mass is free.
     """
@@ -163,6 +164,7 @@ class PassSummary:
     mode: str
     passes: int
     read: int
+    events: int
     is_last: bool
     settled: bool
     mass: str

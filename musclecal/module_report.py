@@ -3,6 +3,7 @@
 import numpy as np
 
 from musclecal.campaign import Campaign
+from musclecal.geometry.module_fit import PassSummary
 from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
 from musclecal.records import (
     PARAMETER_TYPES,
@@ -86,6 +87,7 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
         "mass_of_sums": last.mass,
         "pairs": c.n_pairs,
         "pairs_read": last.read,
+        "events_read": last.events,
         "settled": last.settled,
         "passes": last.passes,
         "moved": last.moved,
@@ -171,7 +173,7 @@ def modules_text(campaign: Campaign) -> str:
     bound = " (errors are lower bounds)" if c.sigma_is != "exact" else ""
     lines = [
         f"Modules of {campaign.detector.name}: {used:,} of {len(c.uses):,} units used, "
-        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {last.read:,} pairs",
+        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {last.read:,} pairs{_events_text(last)}",
         f"chi2 of the tracks {first.chi2:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
         f"{first.chi2 / first.ndf:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
         f"{last.passes} passes, the last one moved no parameter by more than {last.moved:.2g} prior "
@@ -203,6 +205,11 @@ def modules_text(campaign: Campaign) -> str:
     if biases:
         lines.append(bias_text(biases))
     return "\n".join(lines)
+
+
+def _events_text(fit: PassSummary) -> str:
+    """How many events there were, where some have no pair."""
+    return f", of {fit.events:,} events read" if fit.events != fit.read else ""
 
 
 def _without_hits_text(c: ModuleCorrections, layers: list[str]) -> str:

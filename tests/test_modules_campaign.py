@@ -134,6 +134,7 @@ def test_the_global_fit_finds_what_is_wrong(finished: Campaign) -> None:
     assert truth is not None
     before, after = finished.pass_summary(0), finished.pass_summary(2)
     assert before.chi2 / before.ndf > 1.2
+    assert found.sigma_is == "exact"
     # Masses of the background, 5 % of the pairs, are far from the target: 1.038 with them, 1.014 of the signal alone
     assert 0.97 < found.chi2 / found.ndf < 1.06
     assert after.moved < 1.0 < before.moved
@@ -505,7 +506,8 @@ def test_a_campaign_without_modules_says_so(tmp_path: Path, command: Command) ->
 
 
 def spoiled_hits(source: Path, target: Path, what: str) -> None:
-    """A copy of hits with modules that there are not, lengths in mm, or for another detector."""
+    """A copy of hits with modules that there are not, lengths in mm, for another detector, or with tracks of an event
+    that stand apart or alone."""
     table = parquet.read_table(source)
     metadata = dict(table.schema.metadata)
     if what == "module":
@@ -523,6 +525,8 @@ def spoiled_hits(source: Path, target: Path, what: str) -> None:
     elif what == "charge":
         flipped = compute.negate(table["charge"])
         table = table.set_column(table.column_names.index("charge"), "charge", flipped)
+    elif what == "apart":
+        table = table.take([*range(0, len(table), 2), *range(1, len(table), 2)])
     else:
         table = table.filter(compute.equal(table["charge"], 1))
     parquet.write_table(table.replace_schema_metadata(metadata), target)
@@ -535,7 +539,8 @@ def spoiled_hits(source: Path, target: Path, what: str) -> None:
         ("mm", "are lengths in the unit stated"),
         ("other", "hits of the detector 'endcap', not of 'barrel'"),
         ("charge", "bend against the charges of their muons: check the column 'charge'"),
-        ("single", "no pair of tracks that can be used"),
+        ("single", "bad.parquet: no event with exactly two tracks of opposite charge, of 300 read"),
+        ("apart", "bad.parquet: event 0 comes back after other events"),
     ],
 )
 def test_wrong_hits_are_refused(
@@ -700,6 +705,28 @@ def test_background_of_the_reference_counts(tmp_path: Path) -> None:
         found.append(load(task.output, MassConstraint))
     assert found[1].sigma > 1.5 * found[0].sigma
     assert found[0].robust == found[1].robust == np.inf
+
+
+def test_events_without_a_pair_are_told(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    """Every third event of a file has one track."""
+    table = parquet.read_table(hit_files / "all.parquet")
+    keep = [event % 3 > 0 or charge > 0 for event, charge in zip(
+        table["event"].to_pylist(), table["charge"].to_pylist(), strict=True)]  # fmt: skip
+    parquet.write_table(table.filter(pa.array(keep)), tmp_path / "some.parquet")
+    path = given_files(tmp_path, '["some.parquet"]')
+    found = json.loads(command("modules", path, "--json").stdout)
+    assert (found["pairs_read"], found["events_read"]) == (400, 600)
+    assert f"{found['pairs']} of 400 pairs, of 600 events read" in command("modules", path).stdout
+
+
+def test_a_fit_starts_at_one_file(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("start_1.parquet", "start_2.parquet"):
+        (tmp_path / name).touch()
+    path = given_files(tmp_path, f'["{hit_files}/one.parquet"]', 'start = "start_*.parquet"')
+    refused(command, tmp_path, "modules.start: start_*.parquet matches 2 files, it must be one", path)
+    (tmp_path / "start_2.parquet").unlink()
+    shutil.copy(hit_files / "one.parquet", tmp_path / "start_1.parquet")
+    refused(command, tmp_path, "start_1.parquet: no column 'sigma', not a file of module corrections", path)
 
 
 def test_only_sums_takes_files_of_the_campaign(hit_files: Path, tmp_path: Path, command: Command) -> None:

@@ -5,7 +5,7 @@ table of corrections, and the samples with hits, fitted again and corrected, as 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
 from musclecal.geometry.block_sums import merge_sums, weighted
 from musclecal.geometry.corrected_pairs import corrected_events
-from musclecal.geometry.correction_file import read_corrections, write_corrections
+from musclecal.geometry.correction_file import start_values, write_corrections
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.detector_files import read_detector
 from musclecal.geometry.field import read_field_map, solenoid_map
@@ -180,9 +180,18 @@ class ModuleStages(Inputs):
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
 
-    def _pairs(self, files: Iterable[str]) -> Iterator[Pairs]:
+    def _pairs(self, files: Sequence[str]) -> Iterator[Pairs]:
+        """Raises InputError, behind the last of them, where there are events but no pair."""
+        n_pairs = n_events = 0
         for file in files:
-            yield from read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK)
+            for pairs in read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK):
+                n_pairs += len(pairs)
+                n_events += pairs.n_events or 0
+                yield pairs
+        if n_events and not n_pairs:
+            raise InputError(
+                f"{', '.join(files)}: no event with exactly two tracks of opposite charge, of {n_events:,} read"
+            )
 
     def _counted(self, chunks: Iterable[Pairs], total: int | None) -> Iterator[Pairs]:
         done = 0
@@ -341,21 +350,18 @@ class ModuleStages(Inputs):
     @property
     def _start_files(self) -> tuple[str, ...]:
         start = self._modules.start
-        return () if start is None else self._hit_files("modules.start", (start,))
+        files = () if start is None else self._hit_files("modules.start", (start,))
+        if len(files) > 1:
+            raise InputError(f"modules.start: {start} matches {len(files)} files, it must be one")
+        return files
 
     def _values_before(self, passes: int) -> Floats:
         if passes == 0:
             nominal = np.zeros((self.detector.n_units, self._modules.parameters))
-            for file in self._start_files:
-                found, _ = read_corrections(file)
-                fingerprint = detector_fingerprint(self.detector, self._planes)
-                if found.detector != fingerprint or found.values.shape != nominal.shape:
-                    raise InputError(
-                        f"{file}: {found.values.shape} corrections of {found.detector!r}, not {nominal.shape} of "
-                        f"{fingerprint!r}"
-                    )
-                return found.values
-            return nominal
+            if not self._start_files:
+                return nominal
+            (file,) = self._start_files
+            return start_values(file, detector_fingerprint(self.detector, self._planes), nominal.shape)
         return load(self._solve_task(passes - 1).output, ModuleCorrections).values
 
     def _is_settled(self, passes: int) -> bool:
@@ -429,6 +435,7 @@ class ModuleStages(Inputs):
             mode=model.modes.names[largest] if largest >= 0 else "",
             passes=passes + 1,
             read=sums.n_read,
+            events=sums.n_events,
             is_last=is_last(passes + before, moved, self.module_passes + before),
             settled=moved < SETTLED and sums.cuts == cuts_text(self._cuts),
             mass=sums.mass,
