@@ -188,7 +188,7 @@ def reference_mass(study: Study, options: argparse.Namespace) -> MassConstraint:
         return load(options.target, MassConstraint)
     nominal = np.zeros_like(study.truth)
     found = mass_constraint(
-        study.pairs(nominal, options.reference, _REFERENCE_SEED), study.planes, WINDOW, options.robust
+        study.pairs(nominal, int(options.reference), _REFERENCE_SEED), study.planes, WINDOW, options.robust
     )
     if options.target:
         save(options.target, found)
@@ -254,10 +254,15 @@ def draw(
 ) -> None:  # fmt: skip
     from benchmarks.modules_figures import draw_bias, draw_parameters
 
-    draw_bias(before, after, errors, folder / "modules_bias.png")
-    both = np.stack([study.truth.ravel(), study.found.ravel()], axis=1)
-    amplitudes = study.equations.amplitudes_of(both).T / study.model.modes.widths
-    draw_parameters(study.truth, study.passes[-1].corrections, amplitudes, folder / "modules_parameters.png")
+    last = study.passes[-1].corrections
+    title = f"{study.detector.name}, {last.n_pairs:,} pairs, charge-even and charge-odd bias of the momentum scale"
+    draw_bias(before, after, errors, title, folder / "modules_bias.png")
+    true, found = study.equations.amplitudes_of(
+        np.stack([study.truth.ravel(), study.found.ravel()], axis=1)
+    ).T
+    draw_parameters(
+        study.truth, last, (true, found), study.model.modes.widths, folder / "modules_parameters.png"
+    )
 
 
 def main() -> int:
@@ -271,7 +276,7 @@ def main() -> int:
     parser.add_argument("--finer", type=int, default=1, help="of the barrel: times more units in phi and z")
     parser.add_argument("--worse", type=float, default=1.0, help="times the usual sizes of what is wrong")
     parser.add_argument("--passes", type=int, default=4, help="linearisations, at most")
-    parser.add_argument("--reference", type=int, default=REFERENCE_PAIRS, help="pairs behind the target")
+    parser.add_argument("--reference", type=float, default=REFERENCE_PAIRS, help="pairs behind the target")
     parser.add_argument("--target", type=Path, help="h5 file of the target, written if it is not there")
     parser.add_argument("--robust", type=float, default=2.0, help="standard deviations (Huber), inf for none")
     parser.add_argument("--no-mass", action="store_true", help="leave the mass of the pairs free")

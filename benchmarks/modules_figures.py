@@ -18,36 +18,36 @@ from musclecal.geometry.momentum_bias import MomentumBias
 from musclecal.records import PARAMETER_TYPES, Floats, ModuleCorrections
 from musclecal.validation.plot_style import BAND, DATA, ETA_LABEL, FIT, PAST, TRUTH, figure_file
 
-SCALES = {
-    "u": (1e-4, "um"),
-    "v": (1e-4, "um"),
-    "u_stereo": (1e-4, "um"),
-    "field": (1e-3, "10$^{-3}$"),
-    "material": (0.01, "%"),
-}
+_SHRUNK = 10.0
+"""What the bias before is divided by, so that what is left can be seen beside it."""
+_GOAL = 1e-4
 
 
 def draw_bias(
-    before: Sequence[MomentumBias],
-    after: Sequence[MomentumBias],
-    errors: Sequence[tuple[Floats, Floats]],
+    before: Sequence[MomentumBias], after: Sequence[MomentumBias], errors: Sequence[tuple[Floats, Floats]], title: str,
     path: Path,
-) -> None:
+) -> None:  # fmt: skip
     """Even and odd bias at each pT; ``errors`` are even and odd (n_eta,) standard deviations after the fit, by pT."""
     with figure_file(path, 11.0, 7.5, pdf=False) as figure:
+        figure.suptitle(title)
         axes = figure.subplots(2, len(before), sharex=True, squeeze=False)
         for column, (one, two) in enumerate(zip(before, after, strict=True)):
             for row, name in enumerate(("even", "odd")):
                 axis = axes[row, column]
                 y, z = (1e4 * getattr(bias, name) for bias in (one, two))
                 axis.axhline(0.0, color=PAST, linewidth=0.8)
-                axis.plot(one.eta, y, "s", color=PAST, markersize=4, label="as assumed")
-                axis.plot(two.eta, z, "o", color=DATA, markersize=4.5, label="with module corrections")
                 if errors:
                     sigma = 1e4 * errors[column][row]
                     axis.fill_between(
-                        two.eta, -sigma, sigma, step="mid", color=BAND, label="expected, 1 sigma"
+                        two.eta, -sigma, sigma, step="mid", color=BAND, label="expected error of it"
                     )
+                axis.plot(
+                    one.eta, y / _SHRUNK, "s", color=PAST, markersize=4, label=f"as assumed, / {_SHRUNK:.0f}"
+                )
+                axis.plot(two.eta, z, "o", color=DATA, markersize=5, label="with module corrections")
+                if name == "even":
+                    for side in (-1e4 * _GOAL, 1e4 * _GOAL):
+                        axis.axhline(side, color=TRUTH, linewidth=1.0, linestyle=":")
                 rms = [np.sqrt(np.mean(x**2)) for x in (y, z)]
                 axis.set_title(f"$p_T$ {one.pt:.0f} GeV: rms {rms[0]:.1f} to {rms[1]:.2f}")
                 axis.set_ylabel(rf"{name} $\delta k/k$ [$10^{{-4}}$]")
@@ -57,28 +57,52 @@ def draw_bias(
 
 
 def draw_parameters(
-    truth: Floats, corrections: ModuleCorrections, modes: tuple[Floats, Floats], path: Path
+    truth: Floats, corrections: ModuleCorrections, modes: tuple[Floats, Floats], widths: Floats, path: Path
 ) -> None:
-    """Truth against fit of all parameters by type, and of the amplitudes of modes; ``modes`` are true and fitted."""
-    with figure_file(path, 13.0, 8.0, pdf=False) as figure:
-        axes = figure.subplots(2, 3).ravel()
-        for axis, (name, (scale, unit)) in zip(axes, SCALES.items(), strict=False):
+    """Truth against fit of shifts of modules, and amplitudes of modes of the detector as a whole.
+
+    ``modes`` are the true and the fitted amplitudes (n_mode,), ``widths`` those of their prior.
+    """
+    with figure_file(path, 13.0, 8.5, pdf=False) as figure:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[1.0, 1.0])
+        axes = upper.subplots(1, len(_SHIFTS))
+        for axis, name in zip(axes, _SHIFTS, strict=True):
             which = (corrections.kinds == PARAMETER_TYPES.index(name)) & (corrections.uses[:, None] >= 30)
-            x, y = truth[which] / scale, corrections.values[which] / scale
+            x, y = 1e4 * truth[which], 1e4 * corrections.values[which]
             limit = 1.05 * max(np.abs(x).max(), np.abs(y).max(), 1e-9)
             axis.plot(x, y, ".", color=FIT, markersize=2, alpha=0.5, rasterized=True)
             axis.plot([-limit, limit], [-limit, limit], color=TRUTH, linewidth=1.0)
-            axis.set_title(f"{name}: spread {np.std(x):.2g}, left {np.std(y - x):.2g} {unit}")
-            axis.set_xlabel(f"true [{unit}]")
-            axis.set_ylabel(f"fitted [{unit}]")
-        axis = axes[len(SCALES)]
-        x, y = modes
-        limit = 1.05 * max(np.abs(x).max(), np.abs(y).max())
-        axis.plot(x, y, "o", color=FIT, markersize=3)
-        axis.plot([-limit, limit], [-limit, limit], color=TRUTH, linewidth=1.0)
-        axis.set_title("amplitudes of modes, in prior widths")
-        axis.set_xlabel("true")
-        axis.set_ylabel("fitted")
+            axis.set_title(f"{name}: spread {np.std(x):.0f}, left {np.std(y - x):.1f} um")
+            axis.set_xlabel(r"true [$\mu$m]")
+            axis.set_ylabel(r"fitted [$\mu$m]")
+        _draw_modes(lower.subplots(1, 1), corrections, modes, widths)
+
+
+_SHIFTS = ("u", "v", "u_stereo")
+
+
+def _draw_modes(
+    axis: Any, corrections: ModuleCorrections, modes: tuple[Floats, Floats], widths: Floats
+) -> None:
+    """Of the detector as a whole, in prior widths: layers and sub-detectors have modes too, which share the truth."""
+    names = corrections.mode_names
+    whole = [n for n, name in enumerate(names) if name == name.lower()]  # names of layers have capitals
+    true, found = (amplitude[whole] / widths[whole] for amplitude in modes)
+    x = np.arange(len(whole))
+    axis.axhline(0.0, color=PAST, linewidth=0.8)
+    axis.bar(x, true, color=BAND, width=0.8, label="true, shared among modes as the prior would")
+    axis.errorbar(
+        x,
+        found,
+        corrections.amplitude_sigma[whole] / widths[whole],
+        fmt="o",
+        color=DATA,
+        markersize=5,
+        label="fitted",
+    )
+    axis.set_xticks(x, [names[n] for n in whole], rotation=60, ha="right")
+    axis.set_ylabel("amplitude in prior widths")
+    axis.legend(loc="best")
 
 
 _PARTS = (("sums", "sums of pairs"), ("solution", "solution"))

@@ -6,7 +6,7 @@ number of parts, and each part scans all pairs of a chunk. Blocks are found by o
 Memory: 8 P^2 + 40 to 80 bytes a block (2 GB for 1e7 blocks at P = 4), and 8 P^2 + 28 more a block when
 `BlockSums.finish` makes the record.
 
-Not for: the equations of one pair (`musclecal.geometry.refit`), or their solution (`musclecal.geometry.modules`).
+Not for: the equations of one pair (`musclecal.geometry.pair_refit`), or their solution (`musclecal.geometry.modules`).
 """
 
 from dataclasses import replace
@@ -95,9 +95,12 @@ class BlockSums:
             pass
 
     def finish(
-        self, values: Floats | None = None, detector: str = "", cuts: str = "", mass: str = ""
-    ) -> ModuleSums:
+        self, values: Floats | None = None, detector: str = "", cuts: str = "", mass: str = "",
+        n_events: int | None = None,
+    ) -> ModuleSums:  # fmt: skip
         """The sums so far, of fits at the parameters ``values`` (n_units, P), 0 by default; the rest as in the record.
+
+        ``n_events`` is the number of pairs by default.
 
         Raises
         ------
@@ -131,6 +134,7 @@ class BlockSums:
             self._n_read,
             cuts,
             mass,
+            self._n_read if n_events is None else n_events,
         )
 
 
@@ -328,6 +332,7 @@ def _merge_two(one: ModuleSums, two: ModuleSums) -> ModuleSums:
         one.n_read + two.n_read,
         one.cuts,
         one.mass or two.mass,
+        one.n_events + two.n_events,
     )
 
 

@@ -9,23 +9,22 @@ Not for: hits (`musclecal.geometry.hit_files`).
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.columnar import open_table
+from musclecal.columnar import Columns, Jagged, open_table
 from musclecal.errors import InputError
+from musclecal.geometry.file_headers import centimetres_of, check_format, header_of
 from musclecal.records import Detector, Floats
 from musclecal.store import written_atomically
 
-__all__ = ["CENTIMETRES", "COLUMNS", "read_detector", "write_detector"]
+__all__ = ["COLUMNS", "read_detector", "write_detector"]
 
-_FORMAT, _VERSION, _KEY = "musclecal detector", 1, b"musclecal detector"
-CENTIMETRES: Final[Mapping[str, float]] = {"cm": 1.0, "mm": 0.1, "m": 100.0, "um": 1e-4}
-"""cm of each unit of length that a file may use."""
+_FORMAT, _VERSION, _KEY = "musclecal detector", 1, "musclecal detector"
 
 _WHOLE = ("module", "layer", "unit", "side", "measures_v")
 _LENGTHS = ("x", "y", "z", "half_u", "half_v", "sigma_u", "sigma_v")
@@ -35,6 +34,8 @@ COLUMNS: Final = (*_WHOLE, *_LENGTHS, *_AXES, "radiation_lengths", "mass_thickne
 
 _FARTHEST, _LARGEST, _SMALLEST = 700.0, 30.0, 0.02
 """cm: centres of sensors are nearer, the typical sensor is smaller and larger than that from its centre to its edge."""
+_MOST = 2**31
+"""Whole numbers are less, as the record holds them."""
 _SQUARE = 1e-6
 
 
@@ -93,6 +94,7 @@ def read_detector(path: str | os.PathLike[str]) -> Detector:
     """
     header, columns = _read_json(path) if str(path).endswith(".json") else _read_parquet(path)
     lengths = _check_header(path, header)
+    _check_whole(path, columns)
     order = _order(path, columns["module"])
     columns = {name: values[order] for name, values in columns.items()}
     for name in _LENGTHS:
@@ -143,13 +145,19 @@ def _read_parquet(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         raise InputError(f"{path}: a detector is read from .parquet or .json")
     with open_table(str(path)) as table:
         _check_names(path, table.names)
+        header = header_of(path, _KEY)
         chunks = list(table.chunks(dict.fromkeys(COLUMNS, "real"), 1 << 20))
-    from pyarrow import parquet
+    return header, {name: _column(path, name, chunks) for name in COLUMNS}
 
-    stated = (parquet.read_schema(path).metadata or {}).get(_KEY)
-    if stated is None:
-        raise InputError(f"{path}: no header {_KEY.decode()!r} in the metadata: units are not known")
-    return json.loads(stated), {name: np.concatenate([chunk[name] for chunk in chunks]) for name in COLUMNS}
+
+def _column(path: str | os.PathLike[str], name: str, chunks: Iterable[Columns]) -> Floats:
+    parts = [np.zeros(0)]
+    for chunk in chunks:
+        column = chunk[name]
+        if isinstance(column, Jagged):
+            raise InputError(f"{path}: column {name!r} has lists, it needs one value a sensor")
+        parts.append(np.asarray(column, dtype=np.float64))
+    return np.concatenate(parts)
 
 
 def _check_names(path: str | os.PathLike[str], names: tuple[str, ...]) -> None:
@@ -160,21 +168,27 @@ def _check_names(path: str | os.PathLike[str], names: tuple[str, ...]) -> None:
 
 def _check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> float:
     """cm of the unit of length."""
-    if header.get("format") != _FORMAT:
-        raise InputError(f"{path}: not a description of a detector: its key 'format' must be {_FORMAT!r}")
-    if header.get("version") != _VERSION:
-        raise InputError(f"{path}: version {header.get('version')!r}, this version reads {_VERSION}")
+    check_format(path, header, _FORMAT, _VERSION)
     missing = [key for key in ("name", "field_map", "units", "layers") if key not in header]
     if missing:
         raise InputError(f"{path}: the header has no key {missing[0]!r}")
-    units = header["units"]
-    if not isinstance(units, dict) or units.get("length") not in CENTIMETRES:
-        raise InputError(f"{path}: units {units!r}: length must be one of {', '.join(CENTIMETRES)}")
+    lengths, units = centimetres_of(path, header), header["units"]
     if units.get("mass_thickness") != "g/cm2":
         raise InputError(f"{path}: units {units!r}: mass_thickness must be in g/cm2")
     if not isinstance(header["layers"], list) or not header["layers"]:
         raise InputError(f"{path}: the header's 'layers' must be a list of names")
-    return CENTIMETRES[units["length"]]
+    return lengths
+
+
+def _check_whole(path: str | os.PathLike[str], columns: Mapping[str, Floats]) -> None:
+    for name in _WHOLE:
+        values = columns[name]
+        wrong = ~((np.abs(values) < _MOST) & (values == np.rint(values)))
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise InputError(
+                f"{path}: column {name!r} must hold whole numbers, {values[at]:g} stands in row {at} (nan: empty)"
+            )
 
 
 def _order(path: str | os.PathLike[str], module: Floats) -> NDArray[np.int64]:

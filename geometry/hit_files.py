@@ -19,24 +19,23 @@ from numpy.typing import NDArray
 
 from musclecal.columnar import Column, Columns, Jagged, open_table
 from musclecal.errors import InputError
-from musclecal.geometry.detector_files import CENTIMETRES
+from musclecal.geometry.file_headers import centimetres_of, check_format, header_of
 from musclecal.records import Detector, Floats, Ints, Pairs, Tracks
 from musclecal.store import written_atomically
 
 __all__ = ["pairs_of", "read_pairs", "read_tracks", "write_tracks"]
 
-_FORMAT, _VERSION, _KEY = "musclecal hits", 1, b"musclecal hits"
-_SCALARS: Final = ("event", "track", "charge")
+_FORMAT, _VERSION, _KEY = "musclecal hits", 1, "musclecal hits"
+_SCALARS: Final = ("event", "charge")
 _LISTS: Final = ("module", "u", "v", "sigma_u", "sigma_v")
 _STATE = 6
 _ENOUGH = 50
 _NARROWEST, _WIDEST = 0.1, 1.0
-"""Half widths of a sensor, of the median hit: 0.5 where tracks are spread evenly."""
+"""Range of the median of |u| over the half width of the sensor: 0.5 where tracks are spread evenly."""
 _FINEST, _COARSEST = 0.2, 5.0
-"""Resolutions of the detector, of the median error of a hit."""
+"""Range of the median error of a hit over the resolution of the detector."""
 _STEP_BACK = 1e-3
-"""cm"""
-"""Range of the median of |u| over the half width of the sensor; flat hits have 0.5."""
+"""cm by which a module may be nearer to the beam line and to z = 0 than the one before it."""
 
 
 def write_tracks(path: str | os.PathLike[str], chunks: Iterable[Tracks | Pairs], detector: Detector) -> int:
@@ -116,9 +115,14 @@ def read_tracks(
 def read_pairs(
     path: str | os.PathLike[str], detector: Detector, *, chunk_tracks: int = 200_000
 ) -> Iterator[Pairs]:
-    """The same as pairs (`pairs_of`). Tracks of one event must stand together; no event is cut by a chunk."""
+    """The same as pairs (`pairs_of`); no event is cut by a chunk.
+
+    Raises
+    ------
+    InputError : as `read_tracks`; and tracks of one event that do not stand together, at the latest after all pairs.
+    """
     held: tuple[Tracks, NDArray[np.bool_] | None] | None = None
-    for chunk in _read(path, detector, chunk_tracks):
+    for chunk in _together(path, _read(path, detector, chunk_tracks)):
         if held is None:
             held = chunk
             continue
@@ -130,14 +134,41 @@ def read_pairs(
         yield pairs_of(*held)
 
 
+def _together(
+    path: str | os.PathLike[str], chunks: Iterable[tuple[Tracks, NDArray[np.bool_] | None]]
+) -> Iterator[tuple[Tracks, NDArray[np.bool_] | None]]:
+    """The same chunks, none of them empty. Raises InputError where an event number comes back after other ones."""
+    begun = [np.zeros(0, dtype=np.int64)]
+    last: int | None = None
+    for chunk in chunks:
+        event = chunk[0].event
+        begins = np.concatenate([[last is None or event[0] != last], event[1:] != event[:-1]])
+        begun.append(event[begins])
+        _refuse_repeated(path, begun[-1])
+        last = int(event[-1])
+        yield chunk
+    _refuse_repeated(path, np.concatenate(begun))
+
+
+def _refuse_repeated(path: str | os.PathLike[str], begun: Ints) -> None:
+    """``begun`` (n,): event number of each block of rows."""
+    numbers, counts = np.unique(begun, return_counts=True)
+    if np.any(counts > 1):
+        raise InputError(
+            f"{path}: event {numbers[counts > 1][0]} comes back after other events: the rows of an event must stand "
+            "together, and no two events of a file may have the same number"
+        )
+
+
 def pairs_of(tracks: Tracks, is_background: NDArray[np.bool_] | None = None) -> Pairs:
     """A pair for each event with exactly two tracks, of opposite charges; ``is_background`` (n_track,)."""
     order = np.argsort(tracks.event, kind="stable")
-    _, first, counts = np.unique(tracks.event[order], return_index=True, return_counts=True)
+    numbers, first, counts = np.unique(tracks.event[order], return_index=True, return_counts=True)
     pairs = np.stack([order[first[counts == 2]], order[first[counts == 2] + 1]], axis=1)
     charges = tracks.charge[pairs]
     pairs = np.where(charges[:, :1] > 0, pairs, pairs[:, ::-1])[charges.sum(axis=1) == 0].astype(np.int32)
-    return Pairs(tracks, pairs, None if is_background is None else is_background[pairs[:, 0]])
+    background = None if is_background is None else is_background[pairs[:, 0]]
+    return Pairs(tracks, pairs, background, len(numbers))
 
 
 def _select(
@@ -175,11 +206,11 @@ def _read(
     path: str | os.PathLike[str], detector: Detector, rows: int
 ) -> Iterator[tuple[Tracks, NDArray[np.bool_] | None]]:
     with open_table(str(path)) as table:
-        missing = [name for name in ("event", "charge", *_LISTS) if name not in table.names]
+        missing = [name for name in (*_SCALARS, *_LISTS) if name not in table.names]
         if missing:
             raise InputError(f"{path}: no column {missing[0]!r}; hits are {', '.join((*_SCALARS, *_LISTS))}")
         lengths = _header(path, detector)
-        types: dict[str, Any] = dict.fromkeys(_LISTS, "real") | {"event": "integer", "charge": "integer"}
+        types: dict[str, Any] = dict.fromkeys(_LISTS, "real") | dict.fromkeys(_SCALARS, "integer")
         types["module"] = "integer"
         types |= {name: "real" for name in ("truth", "is_background") if name in table.names}
         for columns in table.chunks(types, rows):
@@ -191,22 +222,11 @@ def _header(path: str | os.PathLike[str], detector: Detector) -> float:
     """cm of the file's unit of length."""
     if not str(path).endswith((".parquet", ".pq")):
         return 1.0
-    from pyarrow import parquet
-
-    stated = (parquet.read_schema(path).metadata or {}).get(_KEY)
-    if stated is None:
-        raise InputError(
-            f"{path}: no header {_KEY.decode()!r} in the metadata: detector and units are not known"
-        )
-    header = json.loads(stated)
-    if header.get("version") != _VERSION:
-        raise InputError(f"{path}: version {header.get('version')!r}, this version reads {_VERSION}")
+    header = header_of(path, _KEY)
+    check_format(path, header, _FORMAT, _VERSION)
     if header.get("detector") != detector.name:
         raise InputError(f"{path}: hits of the detector {header.get('detector')!r}, not of {detector.name!r}")
-    unit = str((header.get("units") or {}).get("length"))
-    if unit not in CENTIMETRES:
-        raise InputError(f"{path}: unit of length {unit!r}: must be one of {', '.join(CENTIMETRES)}")
-    return CENTIMETRES[unit]
+    return centimetres_of(path, header)
 
 
 def _tracks_of(

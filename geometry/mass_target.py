@@ -36,6 +36,8 @@ _START = 20_000
 _LEAST = 100
 _STEPS = 30
 """Of a weighted mean: each leaves a tenth of the way."""
+_MOST_OFF = 3e-4
+"""Of the median of ln m, measured less generated: 1e-4 is what its curvature makes."""
 _LEAST_WIDTH = 0.05
 _GROWTH = (0.3, 10.0)
 """Widths of a weak prior of the growth, around 0: some 0.1 and 5 are found; a small sample does not measure them."""
@@ -51,6 +53,8 @@ def gen_masses(pairs: Pairs) -> Floats:
     truth = pairs.tracks.truth
     if truth is None:
         raise InputError("pairs: the mass after radiation needs simulated tracks with their truth")
+    if not np.all(np.isfinite(truth[pairs.pairs])):
+        raise InputError("pairs: the truth of a track is not finite")
     pt, eta = np.cos(truth[:, 1]) / np.abs(truth[:, 0]), np.arctanh(np.sin(truth[:, 1]))
     plus, minus = pairs.pairs.T
     phi = truth[:, 2]
@@ -78,7 +82,7 @@ def mass_constraint(
 
     Raises
     ------
-    InputError : fewer than a hundred pairs in the window, or tracks without truth.
+    InputError : fewer than a hundred pairs in the window; tracks without truth; masses that are not where the truth is.
     """
     chunks = iter(simulated)
     first: list[Pairs] = []
@@ -103,11 +107,24 @@ def _start(
     if n < _LEAST:
         raise InputError(f"mass window {window}: {n} simulated pairs are too few")
     fitted = np.concatenate(mass)
+    _refuse_other_scale(np.log(fitted / np.concatenate(true)))
     s2, width = (np.concatenate(sigma) / fitted) ** 2, float(np.std(np.concatenate(true)) / fitted.mean())
     if np.isfinite(robust):
         width = _honest_width(np.log(fitted), s2, robust, width)
     target = float(np.exp(_mean(np.log(fitted), s2, width, robust).value))
     return MassConstraint(target, target * width, window, robust)
+
+
+def _refuse_other_scale(log_ratio: Floats) -> None:
+    """Of a simulation of the detector that it is fitted with, half of the masses are measured too high."""
+    off = float(np.median(log_ratio))
+    low, high = np.quantile(log_ratio, [0.16, 0.84])
+    error = 1.25 * 0.5 * (high - low) / np.sqrt(len(log_ratio))
+    if abs(off) > _MOST_OFF + 4.0 * error:
+        raise InputError(
+            f"the masses of the simulation are {1e5 * off:+.0f} +- {1e5 * error:.0f}e-5 off its generator masses: it "
+            "was not made with detector, field and matter as they are thought to be, or the truth is not its own"
+        )
 
 
 class _Mean(NamedTuple):

@@ -1,6 +1,6 @@
 """From pairs of tracks to corrections of modules: sums over pairs, the global fit, and again at what it has found.
 
-Not for: single parts of it (`musclecal.geometry.refit`, `block_sums`, `module_equations`, `modules`).
+Not for: single parts of it (`musclecal.geometry.pair_refit`, `block_sums`, `module_equations`, `modules`).
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from musclecal.errors import InputError
 from musclecal.geometry.block_sums import BlockSums
 from musclecal.geometry.modes import (
     Modes,
@@ -35,8 +36,8 @@ from musclecal.records import (
 )
 
 __all__ = [
-    "SETTLED", "ModuleModel", "Pass", "cuts_text", "detector_fingerprint", "fit_modules", "is_last", "largest_move",
-    "module_model", "module_sums", "pass_cuts",
+    "SETTLED", "ModuleModel", "Pass", "PassSummary", "cuts_text", "detector_fingerprint", "fit_modules", "is_last",
+    "largest_move", "module_model", "module_sums", "pass_cuts",
 ]  # fmt: skip
 
 N_SLOTS = 4
@@ -47,6 +48,9 @@ SETTLED = 0.5
 
 _LOOSER = 4.0
 """Cuts of the first of several passes are those of errors that are so many times larger."""
+
+_MOST_AGAINST_CHARGE, _FEW = 0.02, 10
+"""Pairs that bend against their charge: single ones are left out, more of them mean that charge or field are wrong."""
 
 _WIDTHS, _MODE_WIDTHS = Widths(), ModeWidths()
 
@@ -110,22 +114,60 @@ def module_sums(
     """Sums of the global fit over pairs, fitted with the detector at ``values`` (n_units, P).
 
     ``progress`` is called with the number of pairs after each chunk.
+
+    Raises
+    ------
+    InputError : many pairs bend against their charge; as `contributions`.
     """
     sums = BlockSums(detector.n_units, values.shape[1])
-    done = 0
+    done = events = fitted = against_charge = 0
     for chunk in chunks:
         for part in contributions(chunk.tracks, chunk.pairs, planes, values, mass, cuts):
             sums.add(part.units, part.matrix, part.vector, part.good, part.chi2, part.ndf)
+            fitted += int(np.count_nonzero(np.isfinite(part.mass)))
+            against_charge += int(np.count_nonzero(part.against_charge))
         done += len(chunk)
+        events += len(chunk) if chunk.n_events is None else chunk.n_events
         if progress:
             progress(done)
-    measured = "" if mass is None else str(mass)
-    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured)
+    if against_charge > max(_MOST_AGAINST_CHARGE * fitted, _FEW):
+        raise InputError(
+            f"{against_charge} of {fitted} pairs bend against the charges of their muons: check the column 'charge', "
+            "and the sign of the field map"
+        )
+    measured = "" if mass is None else mass.definition
+    return sums.finish(values, detector_fingerprint(detector, planes), cuts_text(cuts), measured, events)
 
 
 def cuts_text(cuts: RefitCuts) -> str:
     """Cuts as sums name them."""
     return ", ".join(f"{name} {value:g}" for name, value in cuts._asdict().items())
+
+
+@dataclass(frozen=True)
+class PassSummary:
+    """What is told of one pass of a campaign; of one that was not needed, that before it.
+
+    Attributes
+    ----------
+    chi2, ndf : of the tracks as they were fitted, before the solution.
+    moved : largest change of a parameter, prior widths. amplitude : largest of a mode, ``mode``, prior widths.
+    passes : until then, this one included. read : pairs that there were, of so many ``events``.
+    is_last : whether no other is needed. settled : whether what is left is small, with the cuts that were asked for.
+    mass : the target in words, "" where the mass is free.
+    """
+
+    chi2: float
+    ndf: float
+    moved: float
+    amplitude: float
+    mode: str
+    passes: int
+    read: int
+    events: int
+    is_last: bool
+    settled: bool
+    mass: str
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ __all__ = ["Solver", "solve_modules", "variance_of"]
 Solver = Literal["cg", "direct"]
 """Conjugate gradients, or Cholesky for small problems."""
 
-_EXACT = 1500
-"""Parameters in use up to which the errors are exact though conjugate gradients are asked for."""
+_EXACT = 2000
+"""Parameters in use up to which the errors are exact though conjugate gradients are asked for: 1 s of one core. The
+small barrel has 1,520."""
 
 _PROBE_TOLERANCE = 1e-6
 

@@ -46,6 +46,7 @@ class Contributions(NamedTuple):
     matrix : (n, n_max P, n_max P) on and above the diagonal of blocks. vector : (n, n_max P).
     chi2, ndf : (n,) of the fit, its mass counted where it is a measurement. good : (n,) whether the pair is used.
     mass, mass_sigma : (n,) GeV, fitted without the mass as a measurement; nan where there is no fit.
+    against_charge : (n,) whether a muon bends against its charge; such a pair is not used.
     """
 
     units: NDArray[np.int32]
@@ -56,6 +57,21 @@ class Contributions(NamedTuple):
     good: NDArray[np.bool_]
     mass: Floats
     mass_sigma: Floats
+    against_charge: NDArray[np.bool_]
+
+
+class _MassRow(NamedTuple):
+    """`MassConstraint` for kernels, of ln m: ``width`` inf where the mass is left free."""
+
+    log_target: float
+    growth: tuple[float, float]
+    width: float
+    low: float
+    high: float
+    robust: float
+
+
+_FREE_MASS = _MassRow(0.0, (0.0, 0.0), math.inf, 0.0, math.inf, math.inf)
 
 
 class _Room(NamedTuple):
@@ -190,17 +206,16 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
 @kernel
 def _contribute(
     pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, cuts: RefitCuts,
-    log_target: float, growth: tuple[float, float], width: float, low: float, high: float, robust: float,
+    planes: Planes, parameters: Floats, cuts: RefitCuts, measured: _MassRow,
     units: NDArray[np.int32], matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
-    mass: Floats, mass_sigma: Floats,
+    mass: Floats, mass_sigma: Floats, against_charge: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     n_slot = parameters.shape[1]
     room = _new_room(module.shape[1], n_slot)
     local = np.empty(N_PAIR)
     for t in range(len(pairs)):
         units[t, :] = -1
-        good[t] = False
+        good[t] = against_charge[t] = False
         mass[t] = mass_sigma[t] = math.nan
         plus, n_plus = hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
         minus, n_minus = hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
@@ -211,16 +226,17 @@ def _contribute(
             continue
         mass[t], variance = mass_variance(local, room.matrix, planes.muon_mass, room.work)
         mass_sigma[t] = math.sqrt(variance)
-        if not low <= mass[t] < high:
+        against_charge[t] = local[0] < 0.0 or local[3] > 0.0
+        if against_charge[t] or not measured.low <= mass[t] < measured.high:
             continue
-        wanted, sigma = log_target, width
-        if math.isfinite(width):
+        wanted, sigma = measured.log_target, measured.width
+        if math.isfinite(sigma):
             resolution = variance / (mass[t] * mass[t])
-            wanted += growth[0] * math.sqrt(resolution) + growth[1] * resolution
-            expected = resolution + width * width
+            wanted += measured.growth[0] * math.sqrt(resolution) + measured.growth[1] * resolution
+            expected = resolution + sigma * sigma
             far = abs(math.log(mass[t]) - wanted) / math.sqrt(expected)
-            if far > robust:
-                sigma = math.sqrt(expected * far / robust - resolution)
+            if far > measured.robust:
+                sigma = math.sqrt(expected * far / measured.robust - resolution)
             ndf[t] += 1
             status, chi2[t] = fit_pair(
                 plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fit, room.matrix,
@@ -246,6 +262,23 @@ def _largest_pull(matrix: Floats, vector: Floats, n: int) -> float:
     return largest
 
 
+def _mass_row(mass: MassConstraint) -> _MassRow:
+    low, high = mass.window
+    positive = mass.target > 0.0 and mass.sigma > 0.0 and mass.robust > 0.0
+    if not (positive and low < high and np.all(np.isfinite(mass.growth))):
+        raise InputError(
+            f"mass: target, sigma and robust must be positive, the window not empty, growth finite: {mass}"
+        )
+    return _MassRow(
+        math.log(mass.target),
+        mass.growth,
+        mass.sigma / mass.target,
+        float(low),
+        float(high),
+        float(mass.robust),
+    )
+
+
 def contributions(
     tracks: Tracks, pairs: NDArray[np.int32], planes: Planes, parameters: Floats | None = None,
     mass: MassConstraint | None = None, cuts: RefitCuts = DEFAULT_CUTS,
@@ -263,20 +296,7 @@ def contributions(
     """
     values = checked_parameters(tracks, planes, parameters)
     pairs = _checked_pairs(tracks, pairs)
-    log_target, growth, width, (low, high), robust = 0.0, (0.0, 0.0), math.inf, (0.0, math.inf), math.inf
-    if mass is not None:
-        (low, high), robust, growth = mass.window, mass.robust, mass.growth
-        if not (
-            mass.target > 0.0
-            and mass.sigma > 0.0
-            and low < high
-            and robust > 0.0
-            and np.all(np.isfinite(growth))
-        ):
-            raise InputError(
-                f"mass: target, sigma and robust must be positive, the window not empty, growth finite: {mass}"
-            )
-        log_target, width = math.log(mass.target), mass.sigma / mass.target
+    measured = _FREE_MASS if mass is None else _mass_row(mass)
     n_max, n_slot = 2 * tracks.module.shape[1], values.shape[1]
 
     def block(first: int) -> Contributions:
@@ -285,12 +305,11 @@ def contributions(
         out = Contributions(
             np.empty((n, n_max), np.int32), np.empty((n, n_max * n_slot, n_max * n_slot)),
             np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n),
-            np.empty(n),
+            np.empty(n), np.empty(n, np.bool_),
         )  # fmt: skip
         _contribute(
             part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values,
-            cuts, log_target, growth, width, low, high, robust, out.units,
-            out.matrix, out.vector, out.chi2, out.ndf, out.good, out.mass, out.mass_sigma,
+            cuts, measured, *out,
         )  # fmt: skip
         return out
 

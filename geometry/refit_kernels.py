@@ -1,10 +1,11 @@
-r"""Compiled least-squares fits of one track, and of two with a common vertex.
+r"""Compiled least-squares fits of one track.
 
 With V = V_hit + sum_j K_j Q_j K_j^T the covariance of the hits with scattering marginalised, and L its Cholesky factor,
 all is whitened by L^-1: residuals r = measured - predicted, A = d(predicted)/d(local), G = d(predicted)/d(module
 parameters). A Gauss-Newton step of the local parameters is (A^T A)^-1 A^T r (physics.md section 5).
 
-Not for: arrays of tracks, threads, cuts (`musclecal.geometry.refit`).
+Not for: two tracks with a common vertex (`musclecal.geometry.pair_kernels`), or arrays of tracks, threads, cuts
+(`musclecal.geometry.refit`).
 """
 
 import math

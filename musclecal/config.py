@@ -328,6 +328,8 @@ class GateConfig(Table):
     """How much the last pass may change the calibration: chi2 per parameter."""
     module_pairs_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
     """Pairs in the global fit of modules over all pairs of tracks."""
+    module_chi2_per_ndf: tuple[Positive, Positive] = (0.5, 2.0)
+    """Of the tracks with the corrections of modules, lowest and highest."""
     closure_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4
     """Of the residual, with the calibration's own uncertainty in the covariance."""
     width_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-4

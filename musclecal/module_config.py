@@ -27,6 +27,12 @@ MisalignmentName = Literal[
 ]  # fmt: skip
 
 
+_OF_SUMS = frozenset(
+    ("target", "sigma", "growth", "error", "robust", "reference", "mass_window", "passes", "start")
+)
+"""Keys that have their effect when sums are made."""
+
+
 class SimulateHitsConfig(Table):
     """simulate_hits, and modules.simulate: pairs of tracks with hits, made by the built-in simulation."""
 
@@ -97,6 +103,8 @@ class ModulesConfig(Table):
     """GeV"""
     growth: tuple[float, float] = (0.0, 0.0)
     """Of the logarithm of a target that is given, with sigma_m/m and its square."""
+    error: NotNegative = 0.0
+    """Of a target that is given, relative."""
     robust: Deviations | None = None
     """Standard deviations beyond which a mass counts less; by default 2 with a reference, else none."""
     free: FreePairsConfig | None = None
@@ -130,10 +138,11 @@ class ModulesConfig(Table):
     def _sources(self) -> "ModulesConfig":
         if sum([bool(self.hits), self.simulate is not None, bool(self.sums)]) != 1:
             raise ValueError("give one of hits, a simulate table, or sums")
+        made_before = sorted(_OF_SUMS & self.model_fields_set) if self.sums else []
+        if made_before:
+            raise ValueError(f"{made_before[0]}: the sums were made with their own")
         if self.free is not None and bool(self.sums) != bool(self.free.sums):
             raise ValueError("free: give sums of it if, and only if, modules.sums are given")
-        if self.sums and self.start is not None:
-            raise ValueError("start: the sums say where their tracks were fitted")
         if self.mode_widths and not self.modes:
             raise ValueError("mode_widths: there are none with modes = false")
         return self
@@ -142,8 +151,9 @@ class ModulesConfig(Table):
     def _mass(self) -> "ModulesConfig":
         if (self.target is None) != (self.sigma is None):
             raise ValueError("target and sigma go together")
-        if self.target is None and self.growth != (0.0, 0.0):
-            raise ValueError("growth: belongs to target and sigma")
+        for name in ("growth", "error"):
+            if self.target is None and name in self.model_fields_set:
+                raise ValueError(f"{name}: belongs to target and sigma")
         if self.target is not None and self.reference is not None:
             raise ValueError("reference: target and sigma are given already")
         if self.mass and not self.sums and self.target is None and self.reference is None:

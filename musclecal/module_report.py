@@ -3,6 +3,7 @@
 import numpy as np
 
 from musclecal.campaign import Campaign
+from musclecal.geometry.module_fit import PassSummary
 from musclecal.geometry.momentum_bias import MomentumBias, momentum_bias
 from musclecal.records import (
     PARAMETER_TYPES,
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 _MODES, _LARGEST, _NAMED = 10, 10, 8
+_FAR = 4.0
+"""Prior widths of a mode."""
 _PT = 10.0
 """GeV, of the muons whose bias is told."""
 
@@ -73,8 +76,7 @@ def _layer_of(detector: Detector) -> list[str]:
 def modules_table(campaign: Campaign) -> dict[str, object]:
     """The global fit as plain numbers."""
     c = campaign.module_corrections()
-    last = campaign.module_passes - 1
-    first, before_last = campaign.module_fit_before(0), campaign.module_fit_before(last)
+    first, last = campaign.pass_summary(0), campaign.pass_summary()
     table: dict[str, object] = {
         "detector": c.detector,
         "units": len(c.uses),
@@ -82,12 +84,14 @@ def modules_table(campaign: Campaign) -> dict[str, object]:
         "units_without_hits": c.without_hits.tolist(),
         "parameters": int(np.count_nonzero(c.kinds)),
         "mass": _mass_table(campaign),
+        "mass_of_sums": last.mass,
         "pairs": c.n_pairs,
-        "pairs_read": int(before_last["read"]),
-        "settled": bool(before_last["settled"]),
-        "passes": int(before_last["passes"]),
-        "moved": before_last["moved"],
-        "chi2_before": first["chi2"],
+        "pairs_read": last.read,
+        "events_read": last.events,
+        "settled": last.settled,
+        "passes": last.passes,
+        "moved": last.moved,
+        "chi2_before": first.chi2,
         "chi2_after": c.chi2,
         "prior_chi2": c.prior_chi2,
         "ndf": c.ndf,
@@ -139,6 +143,18 @@ def _mass_table(campaign: Campaign) -> dict[str, object] | None:
     }
 
 
+def _mass_text(campaign: Campaign) -> str:
+    mass = campaign.mass_found
+    if mass is None:
+        of_sums = campaign.pass_summary().mass
+        return f"mass in the sums: {of_sums}" if of_sums else "the mass is left free"
+    known = f"+- {1e5 * mass.error:.1f}e-5" if mass.error > 0.0 else "as given"
+    return (
+        f"target of the mass {mass.target:.5f} GeV {known} (growth {mass.growth[0]:.4g}, {mass.growth[1]:.4g}); "
+        f"sigma {mass.sigma:.5f} GeV, robust {mass.robust:g}"
+    )
+
+
 def _in_units(kind: str, value: float, sigma: float) -> str:
     unit = PARAMETER_UNITS[kind]
     factor, label = {"cm": (1e4, "um"), "rad": (1e6, "urad"), "1": (1e3, "e-3")}[unit]
@@ -152,25 +168,25 @@ def _kind_of_mode(name: str) -> str:
 def modules_text(campaign: Campaign) -> str:
     """The global fit on half a page."""
     c, layers = campaign.module_corrections(), _layer_of(campaign.detector)
-    last = campaign.module_passes - 1
-    before, after = campaign.module_fit_before(0), campaign.module_fit_before(last)
+    first, last = campaign.pass_summary(0), campaign.pass_summary()
     used = int(np.count_nonzero(c.uses))
     bound = " (errors are lower bounds)" if c.sigma_is != "exact" else ""
     lines = [
         f"Modules of {campaign.detector.name}: {used:,} of {len(c.uses):,} units used, "
-        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {after['read']:,} pairs",
-        f"chi2 of the tracks {before['chi2']:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
-        f"{before['chi2'] / before['ndf']:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
-        f"{after['passes']:.0f} passes, the last one moved no parameter by more than {after['moved']:.2g} prior "
+        f"{np.count_nonzero(c.kinds):,} parameters, {c.n_pairs:,} of {last.read:,} pairs{_events_text(last)}",
+        f"chi2 of the tracks {first.chi2:.0f} before, {c.chi2:.0f} after, ndf {c.ndf:.0f}: "
+        f"{first.chi2 / first.ndf:.4f} -> {c.chi2 / c.ndf:.4f} per ndf; of the prior {c.prior_chi2:.0f}",
+        f"{last.passes} passes, the last one moved no parameter by more than {last.moved:.2g} prior "
         f"widths; {c.iterations} iterations, residual {c.residual:.1e}",
         _without_hits_text(c, layers),
+        _mass_text(campaign),
     ]
-    if mass := campaign.mass_found:
+    if last.amplitude > _FAR:
         lines.append(
-            f"target of the mass {mass.target:.5f} GeV (growth {mass.growth[0]:.4g}, {mass.growth[1]:.4g}), "
-            f"+- {1e5 * mass.error:.1f}e-5 from the reference; sigma {mass.sigma:.5f} GeV, robust {mass.robust:g}"
+            f"far from what the prior expects: {last.mode} by {last.amplitude:.1f} widths. Are detector, field and "
+            "target what they are thought to be?"
         )
-    if not after["settled"]:
+    if not last.settled:
         lines.append(
             "not settled: what is not linear is left. Fit again at these corrections (modules.passes, modules.start)"
         )
@@ -189,6 +205,11 @@ def modules_text(campaign: Campaign) -> str:
     if biases:
         lines.append(bias_text(biases))
     return "\n".join(lines)
+
+
+def _events_text(fit: PassSummary) -> str:
+    """How many events there were, where some have no pair."""
+    return f", of {fit.events:,} events read" if fit.events != fit.read else ""
 
 
 def _without_hits_text(c: ModuleCorrections, layers: list[str]) -> str:

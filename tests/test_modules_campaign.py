@@ -107,7 +107,8 @@ def given_files(folder: Path, files: str, more: str = "", key: str = "hits") -> 
     """A campaign that fits the modules to files of hits, or of sums."""
     folder.mkdir(exist_ok=True)
     path = folder / "campaign.toml"
-    path.write_text(f"{HEAD}{MODULES}{GIVEN}{key} = {files}\n{more}\n{MINE}")
+    given = GIVEN if key == "hits" else ""
+    path.write_text(f"{HEAD}{MODULES}{given}{key} = {files}\n{more}\n{MINE}")
     return path
 
 
@@ -131,11 +132,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 def test_the_global_fit_finds_what_is_wrong(finished: Campaign) -> None:
     found, truth = finished.module_corrections(), finished.module_truth()
     assert truth is not None
-    before, after = finished.module_fit_before(0), finished.module_fit_before(2)
-    assert before["chi2"] / before["ndf"] > 1.2
+    before, after = finished.pass_summary(0), finished.pass_summary(2)
+    assert before.chi2 / before.ndf > 1.2
+    assert found.sigma_is == "exact"
     # Masses of the background, 5 % of the pairs, are far from the target: 1.038 with them, 1.014 of the signal alone
     assert 0.97 < found.chi2 / found.ndf < 1.06
-    assert after["moved"] < 1.0 < before["moved"]
+    assert after.moved < 1.0 < before.moved
     pixels = (finished.module_model.kinds == 2).any(axis=1) & (found.uses > 50)
     left = (found.values - truth)[pixels, 0]
     assert np.std(left - left.mean()) < 0.5 * np.std(truth[pixels, 0])
@@ -235,7 +237,7 @@ def test_passes_end_when_nothing_moves(hit_files: Path, tmp_path: Path, command:
     path.write_text(path.read_text().replace("passes = 1\nhits", "passes = 4\nhits"))
     table = json.loads(command("modules", path, "--json").stdout)
     campaign = Campaign(path)
-    moved = [campaign.module_fit_before(n)["moved"] for n in range(4)]
+    moved = [campaign.pass_summary(n).moved for n in range(4)]
     last = table["passes"] - 1
     assert 1 <= last < 3
     assert moved[last] < 0.5
@@ -330,6 +332,46 @@ def test_jobs_share_the_sums(hit_files: Path, tmp_path: Path, command: Command) 
     travelled = json.loads(command("modules", other, "--json").stdout)
     assert travelled["largest"] == table["largest"]
     assert travelled["passes"] == 1
+    assert "target 3.0953 sigma 0.0155 GeV" in travelled["mass_of_sums"]
+    assert "mass in the sums: target 3.0953" in command("modules", other).stdout
+
+
+def test_targets_that_differ_by_their_error_alone_are_the_same(hit_files: Path, tmp_path: Path) -> None:
+    """What --json tells of a target, given to another job, makes sums that can be merged."""
+    for name, more in (("one", ""), ("two", "error = 2e-4")):
+        path = given_files(tmp_path / name, f'["{hit_files}/{name}.parquet"]', more)
+        run_tasks(Campaign(path).sums_tasks(0))
+    both = given_files(tmp_path / "both", '["../*/out/modules/sums_0_*.h5"]', key="sums")
+    run(Campaign(both))
+    assert Campaign(both).module_corrections().n_pairs > 550
+
+
+def test_sums_in_another_role_are_refused(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    path = given_files(tmp_path / "job", f'["{hit_files}/one.parquet"]')
+    run_tasks(Campaign(path).sums_tasks(0))
+    sums = '["../job/out/modules/sums_0_one.h5"]'
+    without = given_files(tmp_path / "without", sums, "mass = false", "sums")
+    refused(command, without.parent, "the mass of its pairs is measured, it should be free", without)
+    shutil.copy(tmp_path / "job" / "out" / "modules" / "sums_0_one.h5", tmp_path / "job" / "copy.h5")
+    free = given_files(tmp_path / "free", sums, '[modules.free]\nsums = ["../job/copy.h5"]', "sums")
+    refused(command, free.parent, "copy.h5: the mass of its pairs is measured, it should be free", free)
+    job = given_files(tmp_path / "left", f'["{hit_files}/one.parquet"]', "mass = false")
+    run_tasks(Campaign(job).sums_tasks(0))
+    with_mass = given_files(tmp_path / "with", '["../left/out/modules/sums_0_one.h5"]', key="sums")
+    refused(command, with_mass.parent, "the mass of its pairs is free, it should be measured", with_mass)
+
+
+def test_a_fit_that_is_far_from_what_is_expected_is_told(
+    hit_files: Path, tmp_path: Path, command: Command
+) -> None:
+    path = given_files(tmp_path, f'["{hit_files}/all.parquet"]')
+    path.write_text(path.read_text().replace("target = 3.0953", "target = 3.25"))
+    assert re.search(
+        r"far from what the prior expects: .*field.* by \d+\.\d widths", command("modules", path).stdout
+    )
+    path.write_text(path.read_text() + "[gates]\nmodule_chi2_per_ndf = [1.5, 2.0]\n")
+    result = command("modules", path, code=3)
+    assert "chi2/ndf of the tracks in the fit of modules" in result.stderr
 
 
 def test_the_summary_says_what_was_found(finished: Campaign, command: Command) -> None:
@@ -402,12 +444,15 @@ def test_the_demonstration_with_modules_can_be_read(tmp_path: Path) -> None:
         ({"mass_window": "[3.2, 2.9]"}, "mass_window: must increase"),
         ({"free": '{ hits = ["gone.parquet"] }'}, "modules.free.hits: "),
         ({"free": '{ sums = ["gone.h5"] }'}, "free: give sums of it if, and only if"),
-        ({"hits": None, "sums": '["gone.h5"]', "free": '{ hits = ["gone.parquet"] }'}, "free: give sums of it if"),
+        ({"hits": None, "sums": '["gone.h5"]', "free": '{ hits = ["gone.parquet"] }', "target": None, "sigma": None,
+          "passes": None}, "free: give sums of it if"),
         ({"free": '{ sums = ["gone.h5"], hits = ["gone.parquet"] }'}, "free: give one of hits, simulate, sums"),
         ({"free": '{ hits = ["gone.parquet"], weight = 0.0 }'}, "modules.free.weight"),
         ({"target": None, "sigma": None, "reference": "{ pairs = 3 }"}, "modules.reference.pairs: unknown key"),
         ({"robust": "nan"}, "modules.robust"),
         ({"target": None, "sigma": None, "growth": "[0.1, 5.0]"}, "growth: belongs to target"),
+        ({"target": None, "sigma": None, "error": "1e-5"}, "error: belongs to target"),
+        ({"hits": None, "sums": '["gone.h5"]'}, "passes: the sums were made with their own"),
         ({"start": '"gone.parquet"'}, "modules.start: "),
         ({"widths": "{ pixel_u = 0, pixel_v = 0, strip_u = 0, field = 0, material = 0 }", "modes": "false"},
          "no parameter is fitted"),
@@ -461,7 +506,8 @@ def test_a_campaign_without_modules_says_so(tmp_path: Path, command: Command) ->
 
 
 def spoiled_hits(source: Path, target: Path, what: str) -> None:
-    """A copy of hits with modules that there are not, lengths in mm, or for another detector."""
+    """A copy of hits with modules that there are not, lengths in mm, for another detector, or with tracks of an event
+    that stand apart or alone."""
     table = parquet.read_table(source)
     metadata = dict(table.schema.metadata)
     if what == "module":
@@ -476,6 +522,11 @@ def spoiled_hits(source: Path, target: Path, what: str) -> None:
             table = table.set_column(table.column_names.index(name), name, pa.array(lists))
     elif what == "other":
         metadata = {b"musclecal hits": metadata[b"musclecal hits"].replace(b"barrel", b"endcap")}
+    elif what == "charge":
+        flipped = compute.negate(table["charge"])
+        table = table.set_column(table.column_names.index("charge"), "charge", flipped)
+    elif what == "apart":
+        table = table.take([*range(0, len(table), 2), *range(1, len(table), 2)])
     else:
         table = table.filter(compute.equal(table["charge"], 1))
     parquet.write_table(table.replace_schema_metadata(metadata), target)
@@ -487,7 +538,9 @@ def spoiled_hits(source: Path, target: Path, what: str) -> None:
         ("module", "no module 99999 in 'barrel'"),
         ("mm", "are lengths in the unit stated"),
         ("other", "hits of the detector 'endcap', not of 'barrel'"),
-        ("single", "no pair of tracks that can be used"),
+        ("charge", "bend against the charges of their muons: check the column 'charge'"),
+        ("single", "bad.parquet: no event with exactly two tracks of opposite charge, of 300 read"),
+        ("apart", "bad.parquet: event 0 comes back after other events"),
     ],
 )
 def test_wrong_hits_are_refused(
@@ -621,8 +674,8 @@ def test_a_nominal_detector_is_fitted_twice(tmp_path: Path) -> None:
     )
     campaign = Campaign(path)
     run(campaign)
-    assert campaign.module_fit_before(0)["moved"] < 0.5
-    assert campaign.module_fit_before(2)["passes"] == 2
+    assert campaign.pass_summary(0).moved < 0.5
+    assert campaign.pass_summary(2).passes == 2
     loose, usual = (load(campaign.sums_tasks(n)[0].output, ModuleSums) for n in (0, 1))
     assert loose.n_pairs > usual.n_pairs
     assert loose.chi2 / loose.ndf > 1.2 * usual.chi2 / usual.ndf
@@ -652,6 +705,28 @@ def test_background_of_the_reference_counts(tmp_path: Path) -> None:
         found.append(load(task.output, MassConstraint))
     assert found[1].sigma > 1.5 * found[0].sigma
     assert found[0].robust == found[1].robust == np.inf
+
+
+def test_events_without_a_pair_are_told(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    """Every third event of a file has one track."""
+    table = parquet.read_table(hit_files / "all.parquet")
+    keep = [event % 3 > 0 or charge > 0 for event, charge in zip(
+        table["event"].to_pylist(), table["charge"].to_pylist(), strict=True)]  # fmt: skip
+    parquet.write_table(table.filter(pa.array(keep)), tmp_path / "some.parquet")
+    path = given_files(tmp_path, '["some.parquet"]')
+    found = json.loads(command("modules", path, "--json").stdout)
+    assert (found["pairs_read"], found["events_read"]) == (400, 600)
+    assert f"{found['pairs']} of 400 pairs, of 600 events read" in command("modules", path).stdout
+
+
+def test_a_fit_starts_at_one_file(hit_files: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("start_1.parquet", "start_2.parquet"):
+        (tmp_path / name).touch()
+    path = given_files(tmp_path, f'["{hit_files}/one.parquet"]', 'start = "start_*.parquet"')
+    refused(command, tmp_path, "modules.start: start_*.parquet matches 2 files, it must be one", path)
+    (tmp_path / "start_2.parquet").unlink()
+    shutil.copy(hit_files / "one.parquet", tmp_path / "start_1.parquet")
+    refused(command, tmp_path, "start_1.parquet: no column 'sigma', not a file of module corrections", path)
 
 
 def test_only_sums_takes_files_of_the_campaign(hit_files: Path, tmp_path: Path, command: Command) -> None:

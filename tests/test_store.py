@@ -274,6 +274,7 @@ EXAMPLES["pair refits"] = PairRefits(
 EXAMPLES["module sums"] = ModuleSums(
     np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), floats(3, 4, 4), floats(2, 4), ints(2), 10**7, 1e7 + 0.1,
     1e7, floats(2, 4), "barrel é 1", 2 * 10**7, "gradient 8", "3.09",
+    3 * 10**7,
 )  # fmt: skip
 EXAMPLES["module corrections"] = ModuleCorrections(
     floats(2, 4), floats(2, 4), np.array([[1, 2, 4, 5], [1, 0, 4, 5]], np.int8), ints(2), "exact", ("twist", "x é"),
@@ -291,7 +292,7 @@ EXAMPLES["tracks"] = Tracks(
 )  # fmt: skip
 EXAMPLES["tracks, no truth"] = replace(EXAMPLES["tracks"], truth=None)
 EXAMPLES["pairs"] = Pairs(EXAMPLES["tracks"], ints(1, 2).astype(np.int32), np.array([True]))
-EXAMPLES["pairs of data"] = replace(EXAMPLES["pairs"], is_background=None)
+EXAMPLES["pairs of data"] = replace(EXAMPLES["pairs"], is_background=None, n_events=3)
 EXAMPLES["closure, uncorrected"] = replace(EXAMPLES["closure"], s=None)
 
 

@@ -8,6 +8,8 @@ figures. Each class adds stages to those before it: `inputs`, `modules`, `calibr
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from musclecal.campaign.closures import UNCORRECTED
 from musclecal.campaign.export import ExportStages
 from musclecal.campaign.template import Applied
@@ -32,6 +34,9 @@ STAGES = (
     "joint",
     "export",
 )
+
+
+_NDF_OF_A_PARAMETER = 5.0
 
 
 class Campaign(ExportStages):
@@ -94,12 +99,23 @@ class Campaign(ExportStages):
         _raise_failures(self._closure_failures(closures, engine, applied))
 
     def check_module_gates(self) -> None:
-        """Raise `QualityGateError` where the global fit uses fewer pairs than the campaign file allows."""
+        """Raise `QualityGateError` where the global fit is worse than the campaign file allows."""
         used = self.module_corrections().n_pairs
-        fraction = used / max(self.module_fit_before(self.module_passes - 1)["read"], 1.0)
-        least = self.config.gates.module_pairs_fraction
-        if fraction < least:
-            _raise_failures([f"pairs in the fit of modules: {fraction:.4f} < {least:g} of those read"])
+        fraction = used / max(self.pass_summary().read, 1)
+        gates, failed = self.config.gates, []
+        if fraction < gates.module_pairs_fraction:
+            failed.append(
+                f"pairs in the fit of modules: {fraction:.4f} < {gates.module_pairs_fraction:g} of those read"
+            )
+        corrections = self.module_corrections()
+        per_ndf, (low, high) = corrections.chi2 / corrections.ndf, gates.module_chi2_per_ndf
+        # Few tracks are fitted by so many parameters whatever they are
+        enough = corrections.ndf > _NDF_OF_A_PARAMETER * np.count_nonzero(corrections.kinds)
+        if enough and not low <= per_ndf <= high:
+            failed.append(
+                f"chi2/ndf of the tracks in the fit of modules: {per_ndf:.3f} not in {low:g} to {high:g}"
+            )
+        _raise_failures(failed)
 
     def check_width_gates(self) -> None:
         """Raise `QualityGateError` where smeared widths differ from the data's more than the campaign file allows."""

@@ -5,7 +5,8 @@ table of corrections, and the samples with hits, fitted again and corrected, as 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
 from musclecal.geometry.block_sums import merge_sums, weighted
 from musclecal.geometry.corrected_pairs import corrected_events
-from musclecal.geometry.correction_file import read_corrections, write_corrections
+from musclecal.geometry.correction_file import start_values, write_corrections
 from musclecal.geometry.detector import barrel_tracker, cms_tracker, planes_of
 from musclecal.geometry.detector_files import read_detector
 from musclecal.geometry.field import read_field_map, solenoid_map
@@ -28,6 +29,7 @@ from musclecal.geometry.modes import ModeWidths, Widths
 from musclecal.geometry.module_fit import (
     SETTLED,
     ModuleModel,
+    PassSummary,
     cuts_text,
     detector_fingerprint,
     is_last,
@@ -62,6 +64,15 @@ _ROBUST = 2.0
 """Standard deviations: with a reference, whose target is that of robust masses."""
 _CHUNK = 20_000
 """Pairs in memory at a time."""
+
+
+@dataclass(frozen=True)
+class _SumsFile:
+    """One of the files that a global fit merges; ``is_free``: it leaves the mass of its pairs free."""
+
+    file: str
+    is_free: bool
+    weight: float
 
 
 class ModuleStages(Inputs):
@@ -169,9 +180,18 @@ class ModuleStages(Inputs):
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
 
-    def _pairs(self, files: Iterable[str]) -> Iterator[Pairs]:
+    def _pairs(self, files: Sequence[str]) -> Iterator[Pairs]:
+        """Raises InputError, behind the last of them, where there are events but no pair."""
+        n_pairs = n_events = 0
         for file in files:
-            yield from read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK)
+            for pairs in read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK):
+                n_pairs += len(pairs)
+                n_events += pairs.n_events or 0
+                yield pairs
+        if n_events and not n_pairs:
+            raise InputError(
+                f"{', '.join(files)}: no event with exactly two tracks of opposite charge, of {n_events:,} read"
+            )
 
     def _counted(self, chunks: Iterable[Pairs], total: int | None) -> Iterator[Pairs]:
         done = 0
@@ -217,7 +237,7 @@ class ModuleStages(Inputs):
                     f"modules.reference.hits: {file} is among the data, whose scale it would hide"
                 )
         options = {
-            "given": m.model_dump(include={"target", "sigma", "growth"}),
+            "given": m.model_dump(include={"target", "sigma", "growth", "error"}),
             "robust": repr(m.robust),
             "window": self._window,
             "simulate": None if m.reference is None else m.reference.model_dump(exclude={"hits"}),
@@ -231,7 +251,7 @@ class ModuleStages(Inputs):
         m = self._modules
         robust = m.robust or (_ROBUST if m.reference else float("inf"))
         if m.target is not None and m.sigma is not None:
-            save(output, MassConstraint(m.target, m.sigma, self._window, robust, m.growth))
+            save(output, MassConstraint(m.target, m.sigma, self._window, robust, m.growth, m.error))
             return
         try:
             found = mass_constraint(
@@ -330,26 +350,23 @@ class ModuleStages(Inputs):
     @property
     def _start_files(self) -> tuple[str, ...]:
         start = self._modules.start
-        return () if start is None else self._hit_files("modules.start", (start,))
+        files = () if start is None else self._hit_files("modules.start", (start,))
+        if len(files) > 1:
+            raise InputError(f"modules.start: {start} matches {len(files)} files, it must be one")
+        return files
 
     def _values_before(self, passes: int) -> Floats:
         if passes == 0:
             nominal = np.zeros((self.detector.n_units, self._modules.parameters))
-            for file in self._start_files:
-                found, _ = read_corrections(file)
-                fingerprint = detector_fingerprint(self.detector, self._planes)
-                if found.detector != fingerprint or found.values.shape != nominal.shape:
-                    raise InputError(
-                        f"{file}: {found.values.shape} corrections of {found.detector!r}, not {nominal.shape} of "
-                        f"{fingerprint!r}"
-                    )
-                return found.values
-            return nominal
+            if not self._start_files:
+                return nominal
+            (file,) = self._start_files
+            return start_values(file, detector_fingerprint(self.detector, self._planes), nominal.shape)
         return load(self._solve_task(passes - 1).output, ModuleCorrections).values
 
     def _is_settled(self, passes: int) -> bool:
         """Whether an earlier pass was the last that is needed: then this one has no sums, and repeats what it found."""
-        return passes > 0 and self.module_fit_before(passes - 1)["is_last"] > 0.0
+        return passes > 0 and self.pass_summary(passes - 1).is_last
 
     # The global fit
 
@@ -370,20 +387,16 @@ class ModuleStages(Inputs):
     def _new_solve_task(self, passes: int) -> Task:
         m = self._modules
         sums = () if m.sums else self.sums_tasks(passes)
-        given = self._hit_files("modules.sums", m.sums) if m.sums else ()
-        weights = dict.fromkeys(given, 1.0)
-        if m.free is not None and m.free.sums:
-            free_sums = self._hit_files("modules.free.sums", m.free.sums)
-            if twice := set(given) & set(free_sums):
-                raise InputError(f"modules.free.sums: {min(twice)} is among modules.sums")
-            weights |= dict.fromkeys(free_sums, m.free.weight)
-            given += free_sums
-        if not m.sums:
+        weight = 1.0 if m.free is None else m.free.weight
+        if m.sums:
+            parts = self._given_sums(weight)
+        else:
             frees = [free for _, _, free in self._fitted_files.values()]
-            weights = {
-                str(task.output): m.free.weight if free and m.free is not None else 1.0
+            parts = tuple(
+                _SumsFile(str(task.output), free, weight if free else 1.0)
                 for task, free in zip(sums, frees, strict=True)
-            }
+            )
+        given = tuple(part.file for part in parts) if m.sums else ()
         output = self._module_folder / f"corrections@{passes}.h5"
         options = {
             **self._detector_options,
@@ -393,7 +406,7 @@ class ModuleStages(Inputs):
             "weight": None if m.free is None else m.free.weight,
             "last": passes + 1 == self.module_passes,
         }
-        run = partial(self._solve, passes, weights, output)
+        run = partial(self._solve, passes, parts, output)
         return Task(
             f"modules/corrections@{passes}",
             "modules",
@@ -404,46 +417,75 @@ class ModuleStages(Inputs):
             sums,
         )
 
-    def _solve(self, passes: int, weights: Mapping[str, float], output: Path) -> None:
+    def _solve(self, passes: int, parts: tuple[_SumsFile, ...], output: Path) -> None:
         if self._is_settled(passes):
-            about = self.module_fit_before(passes - 1)
-            save(output, self.module_corrections(passes - 1), attributes={"before": json.dumps(about)})
+            _save_pass(output, self.module_corrections(passes - 1), self.pass_summary(passes - 1))
             return
-        sums, before = self._merged(weights), self._passes_before
+        sums, before = self._merged(parts), self._passes_before
         model = self.module_model
         found = solve_modules(model.equations(sums), model.kinds, solver=self._modules.solver)
         moved = largest_move(found.values, sums.values, model.widths)
-        about = {
-            "chi2": sums.chi2,
-            "ndf": sums.ndf,
-            "moved": moved,
-            "passes": passes + 1,
-            "read": sums.n_read,
-            "is_last": float(is_last(passes + before, moved, self.module_passes + before)),
-            "settled": float(moved < SETTLED and sums.cuts == cuts_text(self._cuts)),
-        }
-        save(output, found, attributes={"before": json.dumps(about)})
+        amplitudes = np.abs(found.amplitudes) / model.modes.widths
+        largest = int(np.argmax(amplitudes)) if len(amplitudes) else -1
+        summary = PassSummary(
+            chi2=sums.chi2,
+            ndf=sums.ndf,
+            moved=moved,
+            amplitude=float(amplitudes[largest]) if largest >= 0 else 0.0,
+            mode=model.modes.names[largest] if largest >= 0 else "",
+            passes=passes + 1,
+            read=sums.n_read,
+            events=sums.n_events,
+            is_last=is_last(passes + before, moved, self.module_passes + before),
+            settled=moved < SETTLED and sums.cuts == cuts_text(self._cuts),
+            mass=sums.mass,
+        )
+        _save_pass(output, found, summary)
 
-    def _merged(self, weights: Mapping[str, float]) -> ModuleSums:
+    def _given_sums(self, weight: float) -> tuple[_SumsFile, ...]:
+        """Sums that other jobs have made, of a second sample with its ``weight``."""
+        m = self._modules
+        files = self._hit_files("modules.sums", m.sums)
+        free = self._hit_files("modules.free.sums", m.free.sums) if m.free else ()
+        if twice := set(files) & set(free):
+            raise InputError(f"modules.free.sums: {min(twice)} is among modules.sums")
+        return (
+            *(_SumsFile(file, False, 1.0) for file in files),
+            *(_SumsFile(file, True, weight) for file in free),
+        )
+
+    def _merged(self, parts: tuple[_SumsFile, ...]) -> ModuleSums:
         """The sums of all files, each weighted."""
-        fingerprint = detector_fingerprint(self.detector, self._planes)
-        shape, seen = self.module_model.widths.shape, dict[bytes, str]()
-        parts = []
-        for file, weight in weights.items():
-            sums = load(file, ModuleSums)
-            if sums.detector != fingerprint:
-                raise InputError(f"{file}: sums of the detector {sums.detector!r}, not of {fingerprint!r}")
-            if sums.values.shape != shape:
-                raise InputError(
-                    f"{file}: sums of {sums.values.shape} parameters, modules.parameters wants {shape}"
-                )
-            if (twin := seen.setdefault(sums.vector.tobytes(), file)) != file and sums.n_pairs:
-                raise InputError(f"{file}: the same sums as in {twin}: pairs would count twice")
-            parts.append(sums if weight == 1.0 else weighted(sums, weight))
+        seen = dict[bytes, str]()
+        merged = []
+        for part in parts:
+            sums = self._checked_sums(part)
+            if (twin := seen.setdefault(sums.vector.tobytes(), part.file)) != part.file and sums.n_pairs:
+                raise InputError(f"{part.file}: the same sums as in {twin}: pairs would count twice")
+            merged.append(sums if part.weight == 1.0 else weighted(sums, part.weight))
         try:
-            return merge_sums(*parts)
+            return merge_sums(*merged)
         except InputError as error:
-            raise InputError(f"modules: {', '.join(Path(file).name for file in weights)}: {error}") from None
+            names = ", ".join(Path(part.file).name for part in parts)
+            raise InputError(f"modules: {names}: {error}") from None
+
+    def _checked_sums(self, part: _SumsFile) -> ModuleSums:
+        """Those of this detector, and of this model."""
+        sums, fingerprint = (
+            load(Path(part.file), ModuleSums),
+            detector_fingerprint(self.detector, self._planes),
+        )
+        shape = self.module_model.widths.shape
+        if sums.detector != fingerprint:
+            raise InputError(f"{part.file}: sums of the detector {sums.detector!r}, not of {fingerprint!r}")
+        if sums.values.shape != shape:
+            raise InputError(
+                f"{part.file}: sums of {sums.values.shape} parameters, modules.parameters wants {shape}"
+            )
+        if bool(sums.mass) != (self._modules.mass and not part.is_free):
+            here, wanted = ("measured", "free") if sums.mass else ("free", "measured")
+            raise InputError(f"{part.file}: the mass of its pairs is {here}, it should be {wanted}")
+        return sums
 
     def corrections_task(self) -> Task:
         """The table of all corrections, and their figure."""
@@ -465,11 +507,10 @@ class ModuleStages(Inputs):
         which = self.module_passes - 1 if passes is None else passes
         return load(self._solve_task(which).output, ModuleCorrections)
 
-    def module_fit_before(self, passes: int) -> dict[str, float]:
-        """chi2 and ndf of the tracks as a pass has fitted them, pairs ``read``, how far it ``moved`` (prior widths),
-        ``passes`` until then, and whether that is ``settled``; of a pass that was not needed, that before it."""
-        found: dict[str, float] = json.loads(load_attributes(self._solve_task(passes).output)["before"])
-        return found
+    def pass_summary(self, passes: int | None = None) -> PassSummary:
+        """What is told of the last pass, or of one, once its task is done."""
+        which = self.module_passes - 1 if passes is None else passes
+        return PassSummary(**json.loads(load_attributes(self._solve_task(which).output)["summary"]))
 
     @property
     def mass_found(self) -> MassConstraint | None:
@@ -516,6 +557,10 @@ class ModuleStages(Inputs):
         values = self.module_corrections().values if sample.is_module_corrected else None
         events = corrected_events(self._counted(pairs, total), self._planes, values, self._cuts)
         write_dimuons(output, _with_pairs(output, events))
+
+
+def _save_pass(output: Path, found: ModuleCorrections, summary: PassSummary) -> None:
+    save(output, found, attributes={"summary": json.dumps(asdict(summary))})
 
 
 def _with_pairs(output: Path, chunks: Iterable[DimuonEvents]) -> Iterator[DimuonEvents]:

@@ -39,6 +39,7 @@ class ModuleSums:
     values : (n_units, P) parameters at which the tracks were fitted.
     detector : fingerprint of the detector and its field.
     n_read : pairs that there were, used or not.
+    n_events : events that there were, with a pair or without.
     cuts, mass : in words, how pairs were chosen, and their masses measured; "" where the mass was left free.
     """
 
@@ -55,6 +56,7 @@ class ModuleSums:
     n_read: int = 0
     cuts: str = ""
     mass: str = ""
+    n_events: int = 0
 
     def __post_init__(self) -> None:
         n_units, n_slots = self.vector.shape

@@ -79,3 +79,11 @@ class MassConstraint:
     robust: float = float("inf")
     growth: tuple[float, float] = (0.0, 0.0)
     error: float = 0.0
+
+    @property
+    def definition(self) -> str:
+        """In words, all that decides what a pair adds to sums: the same for sums that may be merged."""
+        return (
+            f"target {self.target!r} sigma {self.sigma!r} GeV, window {self.window[0]!r} to {self.window[1]!r}, "
+            f"robust {self.robust!r}, growth {self.growth[0]!r} {self.growth[1]!r}"
+        )

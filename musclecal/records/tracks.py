@@ -64,11 +64,13 @@ class Pairs:
     tracks : all tracks, in any order.
     pairs : (n_pair, 2) rows of the mu+ and the mu- track.
     is_background : (n_pair,) in simulation; None in data.
+    n_events : events that were read, with a pair or without; None where each has one. A selection leaves it as it is.
     """
 
     tracks: Tracks
     pairs: NDArray[np.int32]
     is_background: NDArray[np.bool_] | None = None
+    n_events: int | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -150,6 +150,7 @@ def test_only_sums_of_the_same_problem_can_be_merged(problems: Any) -> None:
     free = replace(sums, mass="")
     assert merge_sums(sums, free).mass == merge_sums(free, sums).mass == "3.0"
     assert merge_sums(sums, free).n_read == 2 * sums.n_read == 20
+    assert merge_sums(sums, replace(free, n_events=13)).n_events == 13 + sums.n_events == 23
     moved = sums.values.copy()
     moved[3, 2] = 1e-9
     for other, message in [

@@ -1,6 +1,7 @@
 """The table of module corrections: what was written comes back, and what is wrong in it is named."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from musclecal.errors import InputError
-from musclecal.geometry.correction_file import read_corrections, write_corrections
+from musclecal.geometry.correction_file import read_corrections, start_values, write_corrections
 from musclecal.records import ModuleCorrections
 
 RNG = np.random.default_rng(4)
@@ -109,6 +110,12 @@ def _changed(path: Path, **columns: Any) -> Path:
         ({"module": lambda v: [10**11, *v[1:]]}, "module 100000000000 is not one"),
         ({"type": lambda v: ["x", *v[1:]]}, "type 'x', known are u, v"),
         ({"type": lambda v: ["u", "u", *v[2:]]}, "stands there twice"),
+        ({"type": lambda v: [None, "x", *v[2:]]}, "type None"),
+        ({"module": lambda v: [str(x) for x in v]}, "column 'module'"),
+        ({"value": lambda v: [str(x) for x in v]}, "corrections.parquet: value '.*' of module 302: must be"),
+        ({"value": lambda v: [*v[:-1], float("nan")]}, "corrections.parquet: value nan of module 9000000000"),
+        ({"value": lambda v: [*v[:-1], None]}, "value None of module 9000000000"),
+        ({"sigma": lambda v: [float("inf"), *v[1:]]}, "sigma inf of module 302"),
     ],
 )
 def test_wrong_rows_are_named(written: Path, columns: Any, message: str) -> None:
@@ -128,8 +135,78 @@ def test_other_files_are_refused(written: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'sigma'"):
         read_corrections(bad)
     parquet.write_table(table.replace_schema_metadata({}), bad)
-    with pytest.raises(InputError, match="no metadata"):
+    with pytest.raises(InputError, match="no header 'musclecal'"):
         read_corrections(bad)
+    for header in ("no JSON", "[1]"):
+        parquet.write_table(table.replace_schema_metadata({"musclecal": header}), bad)
+        with pytest.raises(InputError, match=r"bad\.parquet: the header 'musclecal' in the metadata is not"):
+            read_corrections(bad)
     parquet.write_table(table.replace_schema_metadata({"musclecal": '{"format": 2}'}), bad)
     with pytest.raises(InputError, match="format 2"):
         read_corrections(bad)
+
+
+def _headed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """The file after a change of its header."""
+    table = parquet.read_table(path)
+    about = json.loads(table.schema.metadata[b"musclecal"])
+    change(about)
+    parquet.write_table(table.replace_schema_metadata({"musclecal": json.dumps(about)}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "key", ["n_slots", "n_rows", "uses", "modes", "detector", "module_ids", "chi2", "iterations", "sigma_is"]
+)
+def test_keys_that_are_missing_are_named(written: Path, key: str) -> None:
+    with pytest.raises(InputError, match=rf"corrections\.parquet: the header's key '{key}' is missing"):
+        read_corrections(_headed(written, lambda about: about.pop(key)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_slots", "six", "'n_slots' .* one integer"),
+        ("n_slots", 5, "n_slots 5"),
+        ("n_slots", True, "'n_slots' .* one integer"),
+        ("uses", 3, "'uses' .* a list of integers"),
+        ("uses", [7, 0], "3 module_ids, which must differ, and 2 uses"),
+        ("uses", [7, 0, 2**70], "'uses' .* a list of integers"),
+        ("module_ids", [302, 17.5, 3], "'module_ids' .* a list of integers"),
+        ("module_ids", [302, 17, 17], "3 module_ids, which must differ"),
+        ("module_ids", [], "0 module_ids"),
+        ("modes", ["twist"], "'modes' .* one object"),
+        ("modes", {"name": ["a"], "sigma": [1.0]}, "'modes.amplitude' is missing"),
+        ("modes", {"name": ["a"], "sigma": [1.0], "amplitude": []}, "modes of different lengths"),
+        (
+            "modes",
+            {"name": ["a"], "sigma": [1.0], "amplitude": ["b"]},
+            "'modes.amplitude' .* list of numbers",
+        ),
+        ("detector", 3, "'detector' .* one text"),
+        ("chi2", "large", "'chi2' .* one number"),
+    ],
+)
+def test_keys_that_cannot_be_are_named(written: Path, key: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_corrections(_headed(written, lambda about: about.update({key: value})))
+
+
+def test_missing_rows_are_counted(written: Path) -> None:
+    table = parquet.read_table(written)
+    parquet.write_table(table.slice(0, 3), written)
+    n = np.count_nonzero(KINDS)
+    with pytest.raises(InputError, match=rf"corrections\.parquet: 3 rows, but {n} .* {n - 3} are missing"):
+        read_corrections(written)
+    parquet.write_table(pa.concat_tables([table, table.slice(0, 1)]), written)
+    with pytest.raises(InputError, match=rf"{n + 1} rows, but {n}"):
+        read_corrections(written)
+
+
+def test_a_fit_starts_at_corrections_of_its_own_detector(written: Path) -> None:
+    np.testing.assert_array_equal(start_values(written, "barrel 1", (3, 6)), CORRECTIONS.values)
+    for fingerprint, shape in (("barrel 2", (3, 6)), ("barrel 1", (3, 4)), ("barrel 1", (4, 6))):
+        with pytest.raises(
+            InputError, match=r"corrections\.parquet: \(3, 6\) corrections of 'barrel 1', not"
+        ):
+            start_values(written, fingerprint, shape)

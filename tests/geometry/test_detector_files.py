@@ -100,7 +100,9 @@ def without_last_unit_but_one(content: dict[str, Any]) -> None:
         (in_millimetres, "are lengths in cm"),
         (heading("units", {"length": "inch", "mass_thickness": "g/cm2"}), "inch"),
         (heading("units", {"length": "cm"}), "mass_thickness"),
-        (heading("format", "other"), "not a description"),
+        (heading("units", {"length": ["cm"], "mass_thickness": "g/cm2"}), "length must be one of"),
+        (heading("units", "cm"), "units 'cm'"),
+        (heading("format", "other"), "must be 'musclecal detector', not 'other'"),
         (heading("version", 7), "version 7"),
         (heading("layers", []), "layers"),
         (lambda content: content.pop("field_map"), "'field_map'"),
@@ -110,6 +112,10 @@ def without_last_unit_but_one(content: dict[str, Any]) -> None:
         (setting("module", 3, 4), "4 is there twice"),
         (setting("module", 543, 4000), "4000 stands where 543"),
         (setting("unit", 0, -1), "unit -1"),
+        (setting("unit", 7, None), "column 'unit' must hold whole numbers, nan stands in row 7"),
+        (setting("measures_v", 7, None), "column 'measures_v' must hold whole numbers, nan stands in row 7"),
+        (setting("layer", 7, 0.5), "column 'layer' must hold whole numbers, 0.5"),
+        (setting("unit", 7, 2.0**32), "column 'unit' must hold whole numbers, 4.29497e"),
         (without_last_unit_but_one, "no unit 415"),
         (setting("side", 0, 1), "unit 0 must have one sensor"),
         (setting("layer", 0, 70), "layer of module 0"),
@@ -162,3 +168,47 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     parquet.write_table(table.drop_columns(["layer"]), tmp_path / "less.parquet")
     with pytest.raises(InputError, match="no column 'layer'"):
         read_detector(tmp_path / "less.parquet")
+
+
+@pytest.mark.parametrize("header", ["no JSON", "[1, 2]", "3"])
+def test_headers_that_are_none(tmp_path: Path, header: str) -> None:
+    from pyarrow import parquet
+
+    path = tmp_path / "d.parquet"
+    write_detector(path, BARREL)
+    metadata = {"musclecal detector": header}
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(
+        InputError, match=r"d\.parquet: the header 'musclecal detector' in the metadata is not"
+    ):
+        read_detector(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([None] + 543 * [0], "column 'unit' must hold whole numbers, nan stands in row 0"),
+        ([[0]] * 544, "column 'unit' has lists"),
+    ],
+)
+def test_columns_of_parquet_that_cannot_be(tmp_path: Path, values: list[Any], told: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "d.parquet"
+    write_detector(path, BARREL)
+    table = parquet.read_table(path)
+    place = table.column_names.index("unit")
+    parquet.write_table(table.set_column(place, "unit", pyarrow.array(values)), path)
+    with pytest.raises(InputError, match=told):
+        read_detector(path)
+
+
+def test_a_detector_without_sensors(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    path = tmp_path / "d.parquet"
+    write_detector(path, BARREL)
+    parquet.write_table(parquet.read_table(path).slice(0, 0), path)
+    with pytest.raises(InputError, match="no sensors"):
+        read_detector(path)

@@ -93,7 +93,47 @@ def test_pairs_are_two_tracks_of_opposite_charge(tracks: Tracks) -> None:
         event=np.array([5, 5, 7, 7, 3, 9, 9, 9, 3]),
         charge=np.array([-1, 1, 1, 1, 1, 1, -1, 1, -1], np.int8),
     )
-    np.testing.assert_array_equal(pairs_of(some).pairs, [[4, 8], [1, 0]])
+    found = pairs_of(some)
+    np.testing.assert_array_equal(found.pairs, [[4, 8], [1, 0]])
+    assert found.n_events == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100_000])
+def test_events_without_a_pair_are_counted(pairs: Pairs, tmp_path: Path, chunk: int) -> None:
+    """Every fifth event has lost a track, every seventh has two of one charge."""
+    event = np.asarray(pairs.tracks.event)
+    charge = np.where(event % 7 == 3, 1, pairs.tracks.charge).astype(np.int8)
+    left = replace(pairs.tracks, charge=charge).select((event % 5 > 0) | (pairs.tracks.charge > 0))
+    write_tracks(tmp_path / "p.parquet", [left], BARREL)
+    found = list(read_pairs(tmp_path / "p.parquet", BARREL, chunk_tracks=chunk))
+    assert sum(part.n_events or 0 for part in found) == 500
+    number = np.arange(500)
+    assert sum(map(len, found)) == np.count_nonzero((number % 5 > 0) & (number % 7 != 3))
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 100_000])
+@pytest.mark.parametrize("apart", [1, 250, 500])
+def test_rows_of_an_event_that_stand_apart_are_refused(
+    pairs: Pairs, tmp_path: Path, chunk: int, apart: int
+) -> None:
+    """First tracks of ``apart`` events, then the second ones of the same: whatever the chunks are."""
+    rows = np.arange(1000).reshape(-1, apart, 2).transpose(0, 2, 1).ravel()
+    write_tracks(tmp_path / "p.parquet", [pairs.tracks.select(rows)], BARREL)
+    reader = read_pairs(tmp_path / "p.parquet", BARREL, chunk_tracks=chunk)
+    if apart == 1:
+        assert sum(map(len, reader)) == 500
+        return
+    with pytest.raises(InputError, match=r"p\.parquet: event 0 comes back after other events"):
+        list(reader)
+
+
+def test_an_event_number_may_not_come_back(pairs: Pairs, tmp_path: Path) -> None:
+    """As in two files or runs that were put together."""
+    event = np.where(pairs.tracks.event == 499, 17, pairs.tracks.event)
+    write_tracks(tmp_path / "p.parquet", [replace(pairs.tracks, event=event)], BARREL)
+    for chunk in (10, 5000):
+        with pytest.raises(InputError, match="event 17 comes back"):
+            list(read_pairs(tmp_path / "p.parquet", BARREL, chunk_tracks=chunk))
 
 
 def test_root(tracks: Tracks, tmp_path: Path) -> None:
@@ -200,6 +240,9 @@ def first_hit(tracks: Tracks, row: int) -> int:
         (backwards, {}, "event 0: module .* in the order of the track"),
         (None, {"units": {"length": "inch"}}, "inch"),
         (None, {"detector": "other"}, "'other'"),
+        (None, {"units": "cm"}, "units 'cm'"),
+        (None, {"units": {"length": ["cm"]}}, "length must be one of"),
+        (None, {"format": "other hits"}, "must be 'musclecal hits', not 'other hits'"),
         (None, {"version": 3}, "version 3"),
         (shorter, {}, "event 2: .* 'sigma_u'"),
         (charge_two, {}, "charge 2"),
@@ -207,7 +250,7 @@ def first_hit(tracks: Tracks, row: int) -> int:
         (short_truth, {}, "truth"),
         (setting("module", 5, 2, 544), {}, "event 5: no module 544"),
         (setting("module", 5, 2, -1), {}, "event 5: no module -1"),
-        (lambda columns: columns.pop("u"), {}, "no column 'u'"),
+        (lambda columns: columns.pop("u"), {}, "no column 'u'; hits are event, charge, module, u, v"),
         (module_of_numbers, {}, "'module' needs a list"),
         (charges_in_lists, {}, "'charge' has lists"),
     ],
@@ -259,3 +302,20 @@ def test_other_files(tracks: Tracks, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="no header"):
         list(read_tracks(tmp_path / "t.parquet", BARREL))
+
+
+@pytest.mark.parametrize("header", ["no JSON", "[1, 2]", '"musclecal hits"', "\xff"])
+def test_headers_that_are_none(tracks: Tracks, tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.parquet"
+    write_tracks(path, [tracks], BARREL)
+    metadata = {KEY: header.encode("latin-1")}
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(InputError, match=r"t\.parquet: the header 'musclecal hits' in the metadata is not"):
+        list(read_tracks(path, BARREL))
+
+
+def test_a_column_of_track_numbers_is_not_needed(changed: Callable[..., Path]) -> None:
+    def without(columns: dict[str, list[Any]]) -> None:
+        del columns["track"]
+
+    assert sum(map(len, read_tracks(changed(without), BARREL))) == 300

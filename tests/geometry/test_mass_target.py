@@ -28,7 +28,7 @@ WINDOW = (2.9, 3.3)
 def simulated(detector: Detector, eta: float, n: int, seed: int) -> Pairs:
     settings = SimulationSettings(resonance("Jpsi"), (3.5, 50.0), (-eta, eta), (2.6, 3.6))
     maker = track_maker(detector, FIELD, None, DetectorEffects(efficiency=0.98))
-    (pairs,) = simulate_pairs(maker, settings, n, seed)
+    (pairs,) = simulate_pairs(maker, settings, n, seed, chunk_pairs=n)
     return pairs
 
 
@@ -168,6 +168,18 @@ def test_the_start_is_that_of_the_first_pairs(nominal: Pairs, monkeypatch: pytes
 def test_too_few_pairs_are_refused(nominal: Pairs, make: Callable[[Pairs], list[Pairs]]) -> None:
     with pytest.raises(InputError, match="too few"):
         mass_constraint(make(nominal), PLANES, WINDOW)
+
+
+def test_a_simulation_of_another_detector_is_refused(nominal: Pairs) -> None:
+    """Its bias would hide in the target: half of the masses must be above their truth."""
+    stronger = replace(FIELD, table=1.003 * FIELD.table)
+    with pytest.raises(InputError, match=r"simulation are [+-]\d+ \+- \d+e-5 off its generator masses"):
+        mass_constraint([nominal], planes_of(BARREL, stronger), WINDOW)
+    truth = np.array(nominal.tracks.truth)
+    truth[nominal.pairs[7, 0], 0] = np.nan
+    spoiled = replace(nominal, tracks=replace(nominal.tracks, truth=truth))
+    with pytest.raises(InputError, match="truth of a track is not finite"):
+        mass_constraint([spoiled], PLANES, WINDOW)
 
 
 @pytest.mark.long

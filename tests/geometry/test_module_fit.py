@@ -199,6 +199,30 @@ def test_known_parameters_do_not_count_as_moved(problems: SimpleNamespace) -> No
     np.testing.assert_array_equal(passes[1].corrections.values[:, 3], 0.0)
 
 
+def test_pairs_that_bend_against_their_charge_are_refused() -> None:
+    """By the column of charges, or by a field of the wrong sign: neither shows in chi2."""
+    settings = SimulationSettings(resonance("Jpsi"), (3.5, 50.0), (-0.8, 0.8), (2.6, 3.6))
+    (pairs,) = simulate_pairs(track_maker(BARREL, solenoid_map()), settings, 100, 4)
+    nominal = np.zeros((BARREL.n_units, 4))
+    assert module_sums([pairs], BARREL, PLANES, nominal).n_pairs > 90
+    flipped = replace(pairs, pairs=pairs.pairs[:, ::-1].copy())
+    with pytest.raises(InputError, match=r"\d+ of \d+ pairs bend against|100 of 100 pairs bend against"):
+        module_sums([flipped], BARREL, PLANES, nominal)
+    solenoid = solenoid_map()
+    other = planes_of(BARREL, replace(solenoid, table=-solenoid.table))
+    with pytest.raises(InputError, match="sign of the field map"):
+        module_sums([pairs], BARREL, other, nominal)
+    # A single one is left out
+    one = pairs.pairs.copy()
+    one[3] = one[3, ::-1]
+    whole, without = (
+        module_sums([replace(pairs, pairs=rows)], BARREL, PLANES, nominal)
+        for rows in (one, np.delete(pairs.pairs, 3, axis=0))
+    )
+    assert whole.n_pairs == without.n_pairs
+    np.testing.assert_array_equal(whole.vector, without.vector)
+
+
 def test_the_model_of_a_detector() -> None:
     model, bare = module_model(BARREL), module_model(BARREL, mode_widths=None)
     assert model.kinds.shape == model.widths.shape == (BARREL.n_units, 4)
