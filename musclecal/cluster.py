@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -111,21 +112,26 @@ class Cluster:
                 "--scheduler: needs dask.distributed: pip install 'musclecal[distributed]'"
             ) from None
         self._local: Any = None
-        local = re.fullmatch(r"local(?::(\d+))?", scheduler)
+        where: dict[str, Any] = {"address": scheduler, "timeout": _PATIENCE}
+        if local := re.fullmatch(r"local(?::([1-9]\d*))?", scheduler):
+            self._local = distributed.LocalCluster(
+                n_workers=int(local[1] or len(os.sched_getaffinity(0))), threads_per_worker=1, dashboard_address=None,
+                silence_logs=logging.ERROR, env={"MUSCLECAL_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )  # fmt: skip
+            where = {"address": self._local}
+        elif scheduler.endswith(".json"):
+            if not Path(scheduler).is_file():
+                raise InputError(f"--scheduler {scheduler}: no such file")
+            where = {"scheduler_file": scheduler, "timeout": _PATIENCE}
+        elif not re.match(r"[a-z]+://.", scheduler):
+            raise InputError(
+                f"--scheduler {scheduler}: local, local:N with N processes, an address as tcp://host:8786, or a file "
+                "NAME.json of a scheduler"
+            )
         try:
-            if local:
-                n = int(local[1]) if local[1] else len(os.sched_getaffinity(0))
-                self._local = distributed.LocalCluster(
-                    n_workers=n, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR,
-                    env={"MUSCLECAL_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                )  # fmt: skip
-                self._client = distributed.Client(self._local)
-            elif scheduler.endswith(".json"):
-                self._client = distributed.Client(scheduler_file=scheduler, timeout=_PATIENCE)
-            else:
-                self._client = distributed.Client(scheduler, timeout=_PATIENCE)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise InputError(f"--scheduler {scheduler}: cannot be reached: {error}") from None
+            self._client = distributed.Client(**where)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--scheduler {scheduler}: no scheduler answers: {error}") from None
 
     def __enter__(self) -> "Cluster":
         return self

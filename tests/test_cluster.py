@@ -201,12 +201,11 @@ class TestCommands:
     def _needs_dask(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         """Commands use the processes that there are: starting them takes seconds."""
 
-        def entered(scheduler: str, **options: object) -> Cluster:
+        def joined_in(self: Cluster, scheduler: str, *, retries: int, strict: bool, rows: int) -> None:
             assert scheduler == "local:2"
-            cluster._strict, cluster.rows = bool(options["strict"]), int(str(options["rows"]))
-            return cluster
+            vars(self).update(vars(cluster), _retries=retries, _strict=strict, rows=rows)
 
-        monkeypatch.setattr("musclecal.cluster.Cluster", entered)
+        monkeypatch.setattr(Cluster, "__init__", joined_in)
         monkeypatch.setattr(Cluster, "__exit__", lambda *_: None)
 
     def test_fill_is_the_same_to_the_bit(self, folder: Path, command: Command) -> None:
