@@ -10,7 +10,7 @@ Not for: what a part is (`musclecal.samples`), nor batch systems: dask-jobqueue 
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,15 +69,18 @@ class _Tree(Generic[_R]):
             self._waiting[level, place] = value
 
 
-def tree_sum(parts: Iterable[_R], add: Callable[[_R, _R], _R]) -> _R:
-    """The sum of one part or more, added as `Cluster.total` does. Raises ValueError without any."""
-    several = list(parts)
-    tree = _Tree[_R](len(several), add)
-    for place, part in enumerate(several):
-        tree.put(place, part)
+def tree_sum(parts: Sequence[_P], add: Callable[[_R, _R], _R], work: Callable[[_P], _R]) -> _R:
+    """The sum of ``work(part)``, as `Cluster.total` adds, in this process. Raises ValueError without any part."""
+    tree = _Tree[_R](len(parts), add)
+    for place, part in enumerate(parts):
+        tree.put(place, work(part))
     if tree.root is None:
         raise ValueError("nothing to sum")
     return tree.root
+
+
+def _same(work: _P) -> _P:
+    return work
 
 
 def _alone(work: Callable[[_P], _R], part: _P) -> _R:
@@ -157,8 +160,10 @@ class Cluster:
         """
         from distributed import as_completed
 
+        # What is done may hold large tables: it goes to each process once, not with each part
+        there = self._client.submit(_same, work, pure=False)
         submitted = [
-            self._client.submit(_alone, work, part, retries=self._retries, pure=False) for part in parts
+            self._client.submit(_alone, there, part, retries=self._retries, pure=False) for part in parts
         ]
         places = {future.key: place for place, future in enumerate(submitted)}
         # Sums go before parts, so that few of these wait in memory

@@ -20,7 +20,14 @@ from musclecal.cluster import _Tree as Tree
 from musclecal.errors import InputError
 from musclecal.event_writer import write_dimuons
 from musclecal.export import export_npz
+from musclecal.geometry.detector import barrel_tracker
+from musclecal.geometry.field import solenoid_map
+from musclecal.geometry.hit_files import write_tracks
+from musclecal.geometry.misalignment import misaligned
+from musclecal.geometry.simulate import simulate_pairs, track_maker
 from musclecal.records import CorrectionTables, DimuonEvents, Muons
+from musclecal.resonances import resonance
+from musclecal.simulate import SimulationSettings
 
 Command = Callable[..., Result]
 
@@ -38,7 +45,7 @@ class TestTree:
          (7, "(((ab)(cd))((ef)g))")],
     )  # fmt: skip
     def test_is_binary_in_the_order_of_the_parts(self, n: int, expected: str) -> None:
-        assert tree_sum("abcdefg"[:n], bracketed) == expected
+        assert tree_sum("abcdefg"[:n], bracketed, str) == expected
 
     @pytest.mark.parametrize("seed", range(5))
     def test_does_not_depend_on_which_part_comes_first(self, seed: int) -> None:
@@ -48,7 +55,7 @@ class TestTree:
         tree = Tree[str](len(parts), bracketed)
         for place in order:
             tree.put(place, parts[place])
-        assert tree.root == tree_sum(parts, bracketed)
+        assert tree.root == tree_sum(parts, bracketed, str)
 
     def test_missing_parts_leave_the_others_where_they_are(self) -> None:
         tree = Tree[str](6, bracketed)
@@ -58,7 +65,7 @@ class TestTree:
 
     def test_of_nothing(self) -> None:
         with pytest.raises(ValueError, match="nothing to sum"):
-            tree_sum([], bracketed)
+            tree_sum("", bracketed, str)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +180,26 @@ simulate = { events = 20_000, seed = 2 }
 """
 
 
+MODULES = """\
+[campaign]
+name = "small"
+output = "out"
+[binning]
+eta_bins = 4
+eta_max = 0.8
+[modules]
+detector = "barrel"
+hits = ["hits_*.parquet"]
+target = 3.0953
+sigma = 0.0155
+passes = 2
+[samples.mine]
+resonance = "Jpsi"
+kind = "data"
+files = ["none.parquet"]
+"""
+
+
 def pairs(n: int, seed: int) -> DimuonEvents:
     """Of about the mass of the J/psi."""
     rng = np.random.default_rng(seed)
@@ -233,6 +260,28 @@ class TestCommands:
         (folder / "data_1.parquet").write_bytes(good)
         command("fill", *at, "--scheduler", "local:2")
         assert histogram(folder) == whole
+
+    def test_sums_of_modules_are_the_same_to_the_bit(self, tmp_path: Path, command: Command) -> None:
+        detector = barrel_tracker()
+        settings = SimulationSettings(resonance("Jpsi"), (3.5, 40.0), (-0.8, 0.8), (2.6, 3.5))
+        maker = track_maker(detector, solenoid_map(), misaligned(detector, 5))
+        for number in range(3):
+            write_tracks(
+                tmp_path / f"hits_{number}.parquet", simulate_pairs(maker, settings, 60, number), detector
+            )
+        path = tmp_path / "campaign.toml"
+        path.write_text(MODULES)
+        command("modules", path)
+        table = tmp_path / "out" / "modules" / "module_corrections.parquet"
+        here = parquet.read_table(table)
+        result = command("modules", path, "--scheduler", "local:2")
+        assert "modules/sums_1_all           ..." in result.stderr
+        assert parquet.read_table(table).equals(here)
+        (tmp_path / "hits_3.parquet").write_bytes(b"no Parquet")
+        result = command("modules", path, "--scheduler", "local:2", code=3)
+        assert "modules/sums_0_all: missing:" in result.stderr
+        assert "hits_3.parquet: cannot be read" in result.stderr
+        assert parquet.read_table(table).equals(here)
 
     def test_friends_are_the_same_as_here(
         self, folder: Path, command: Command, friend_tables: Callable[..., CorrectionTables]

@@ -5,14 +5,16 @@ table of corrections, and the samples with hits, fitted again and corrected, as 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from musclecal.campaign.inputs import Inputs
+from musclecal.cluster import tree_sum
 from musclecal.config import SampleConfig, SimulateConfig
 from musclecal.errors import InputError
 from musclecal.events import expand_paths, write_dimuons
@@ -73,6 +75,56 @@ class _SumsFile:
     file: str
     is_free: bool
     weight: float
+
+
+def pairs_of_files(files: Sequence[str], detector: Detector) -> Iterator[Pairs]:
+    """Raises InputError, behind the last of them, where there are events but no pair."""
+    n_pairs = n_events = 0
+    for file in files:
+        for pairs in read_pairs(file, detector, chunk_tracks=2 * _CHUNK):
+            n_pairs += len(pairs)
+            n_events += pairs.n_events or 0
+            yield pairs
+    if n_events and not n_pairs:
+        raise InputError(
+            f"{', '.join(files)}: no event with exactly two tracks of opposite charge, of {n_events:,} read"
+        )
+
+
+@dataclass(frozen=True)
+class _FittedHits:
+    """Files of pairs of one kind that a global fit uses; ``made`` by tasks, or there already."""
+
+    files: tuple[str, ...]
+    is_free: bool
+    made: tuple[Task, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summing:
+    """What is done with a file of hits, here or elsewhere: the sums of its pairs.
+
+    Attributes
+    ----------
+    values : (n_units, P) where the detector is thought to be. mass : None leaves it free.
+    """
+
+    detector: Detector
+    planes: Planes
+    values: Floats
+    mass: MassConstraint | None
+    cuts: RefitCuts
+
+    def __call__(self, file: str, progress: Callable[[int], None] | None = None) -> ModuleSums:
+        """Raises InputError where no pair can be used."""
+        sums = self.of_pairs(pairs_of_files((file,), self.detector), progress)
+        if sums.n_pairs == 0:
+            raise InputError(f"{file}: no pair of tracks that can be used")
+        return sums
+
+    def of_pairs(self, chunks: Iterable[Pairs], progress: Callable[[int], None] | None = None) -> ModuleSums:
+        """Of none, too."""
+        return module_sums(chunks, self.detector, self.planes, self.values, self.mass, self.cuts, progress)
 
 
 class ModuleStages(Inputs):
@@ -180,19 +232,6 @@ class ModuleStages(Inputs):
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
 
-    def _pairs(self, files: Sequence[str]) -> Iterator[Pairs]:
-        """Raises InputError, behind the last of them, where there are events but no pair."""
-        n_pairs = n_events = 0
-        for file in files:
-            for pairs in read_pairs(file, self.detector, chunk_tracks=2 * _CHUNK):
-                n_pairs += len(pairs)
-                n_events += pairs.n_events or 0
-                yield pairs
-        if n_events and not n_pairs:
-            raise InputError(
-                f"{', '.join(files)}: no event with exactly two tracks of opposite charge, of {n_events:,} read"
-            )
-
     def _counted(self, chunks: Iterable[Pairs], total: int | None) -> Iterator[Pairs]:
         done = 0
         for pairs in chunks:
@@ -231,7 +270,7 @@ class ModuleStages(Inputs):
         output = self._module_folder / "mass.h5"
         patterns = () if m.reference is None else m.reference.hits
         files = self._hit_files("modules.reference.hits", patterns) if patterns else ()
-        for file, _, _ in self._fitted_files.values():
+        for file in (file for hits in self._fitted_hits.values() for file in hits.files):
             if file in files:
                 raise InputError(
                     f"modules.reference.hits: {file} is among the data, whose scale it would hide"
@@ -266,17 +305,19 @@ class ModuleStages(Inputs):
         assert self._modules.reference is not None
         table = self._modules.reference.simulate
         chunks = (
-            self._pairs(files) if table is None else self._simulated(table, self.calibrated, nominal=True)
+            pairs_of_files(files, self.detector)
+            if table is None
+            else self._simulated(table, self.calibrated, nominal=True)
         )
         yield from self._counted(chunks, None if table is None else table.pairs)
 
     # Sums
 
     @cached_property
-    def _fitted_files(self) -> dict[str, tuple[str, tuple[Task, ...], bool]]:
-        """By name of the sums: file of pairs, tasks that make it, and whether the mass is left free."""
+    def _fitted_hits(self) -> dict[str, _FittedHits]:
+        """By name of the sums: a file each."""
         m = self._modules
-        found: dict[str, tuple[str, tuple[Task, ...], bool]] = {}
+        found: dict[str, _FittedHits] = {}
         for key, table, resonance, name in (
             ("modules", m, self.calibrated, "pairs"),
             ("modules.free", m.free, m.free.resonance if m.free else "", "free"),
@@ -286,15 +327,26 @@ class ModuleStages(Inputs):
             free = table is m.free
             if table.simulate is not None:
                 task = self._hits_task(name, resonance, table.simulate)
-                found[name] = (str(task.output), (task,), free)
+                found[name] = _FittedHits((str(task.output),), free, (task,))
             for file in self._hit_files(f"{key}.hits", table.hits) if table.hits else ():
-                if file in (known for known, _, _ in found.values()):
+                if file in (known.files[0] for known in found.values()):
                     raise InputError(f"{key}.hits: {file} stands there twice: its pairs would count twice")
                 stem = ("free_" if free else "") + Path(file).name.split(".")[0]
                 while stem in found:
                     stem += "+"
-                found[stem] = (file, (), free)
+                found[stem] = _FittedHits((file,), free)
         return found
+
+    def _hits_of_sums(self) -> dict[str, _FittedHits]:
+        """What the sums of a pass are made of: files one by one, or for a cluster all of a kind together."""
+        if self.cluster is None:
+            return self._fitted_hits
+        together: dict[str, _FittedHits] = {}
+        for hits in self._fitted_hits.values():
+            name = "free_all" if hits.is_free else "all"
+            before = together.get(name, _FittedHits((), hits.is_free))
+            together[name] = _FittedHits(before.files + hits.files, hits.is_free, before.made + hits.made)
+        return together
 
     def sums_tasks(self, passes: int, only: Iterable[Path] = ()) -> tuple[Task, ...]:
         """The sums of a pass, a task a file; of the files ``only`` if there are any.
@@ -303,40 +355,40 @@ class ModuleStages(Inputs):
         ------
         InputError : a file that modules.hits and modules.free.hits do not have.
         """
-        files = self._fitted_files
         wanted = tuple(path.resolve() for path in only)
-        known = {Path(file).resolve() for file, _, _ in files.values()}
+        known = {Path(hits.files[0]).resolve(): (name, hits) for name, hits in self._fitted_hits.items()}
         for path in wanted:
             if path not in known:
                 raise InputError(f"{path}: not one of the files of hits of {self.path}")
-        return tuple(
-            self._sums_task(passes, name)
-            for name, (file, _, _) in files.items()
-            if not wanted or Path(file).resolve() in wanted
-        )
+        chosen = (known[path] for path in wanted) if wanted else self._hits_of_sums().items()
+        return tuple(self._sums_task(passes, name, hits) for name, hits in chosen)
 
-    def _sums_task(self, passes: int, name: str) -> Task:
-        file, made, free = self._fitted_files[name]
-        mass = None if free or not self._modules.mass else self.mass_task()
+    def _sums_task(self, passes: int, name: str, hits: _FittedHits) -> Task:
+        mass = None if hits.is_free or not self._modules.mass else self.mass_task()
         before = () if passes == 0 else (self._solve_task(passes - 1),)
         output = self._module_folder / f"sums_{passes}_{name}.h5"
         cuts = self._cuts_of(passes)
         options = {**self._detector_options, "cuts": cuts._asdict(), "mass": mass is not None}
-        run = partial(self._sum, passes, file, mass, output)
-        inputs = self._detector_files + (() if made else (file,)) + (self._start_files if passes == 0 else ())
-        after = (*made, *(() if mass is None else (mass,)), *before)
+        run = partial(self._sum, passes, hits, mass, output)
+        inputs = self._detector_files + (() if hits.made else hits.files)
+        inputs += self._start_files if passes == 0 else ()
+        after = (*hits.made, *(() if mass is None else (mass,)), *before)
         return Task(f"modules/sums_{passes}_{name}", "modules", output, run, options, inputs, after)
 
-    def _sum(self, passes: int, file: str, mass: Task | None, output: Path) -> None:
+    def _sum(self, passes: int, hits: _FittedHits, mass: Task | None, output: Path) -> tuple[str, ...]:
         constraint = None if mass is None else load(mass.output, MassConstraint)
-        needed = not self._is_settled(passes)
-        sums = module_sums(
-            self._pairs([file] if needed else []), self.detector, self._planes, self._values_before(passes), constraint,
-            self._cuts_of(passes), lambda done: self.progress(done, None),
-        )  # fmt: skip
-        if needed and sums.n_pairs == 0:
-            raise InputError(f"{file}: no pair of tracks that can be used")
-        save(output, sums)
+        values, cuts = self._values_before(passes), self._cuts_of(passes)
+        summing = Summing(self.detector, self._planes, values, constraint, cuts)
+        if self._is_settled(passes):
+            save(output, summing.of_pairs(()))
+            return ()
+        if self.cluster is None:
+            (file,) = hits.files
+            save(output, summing(file, lambda done: self.progress(done, None)))
+            return ()
+        summed = self.cluster.total(summing, hits.files, merge_sums, self.progress)
+        save(output, summed.total)
+        return summed.failed
 
     @property
     def _passes_before(self) -> int:
@@ -391,10 +443,9 @@ class ModuleStages(Inputs):
         if m.sums:
             parts = self._given_sums(weight)
         else:
-            frees = [free for _, _, free in self._fitted_files.values()]
             parts = tuple(
-                _SumsFile(str(task.output), free, weight if free else 1.0)
-                for task, free in zip(sums, frees, strict=True)
+                _SumsFile(str(task.output), hits.is_free, weight if hits.is_free else 1.0)
+                for task, hits in zip(sums, self._hits_of_sums().values(), strict=True)
             )
         given = tuple(part.file for part in parts) if m.sums else ()
         output = self._module_folder / f"corrections@{passes}.h5"
@@ -455,19 +506,30 @@ class ModuleStages(Inputs):
         )
 
     def _merged(self, parts: tuple[_SumsFile, ...]) -> ModuleSums:
-        """The sums of all files, each weighted."""
-        seen = dict[bytes, str]()
-        merged = []
-        for part in parts:
+        """The sums of all files, each sample weighted; added in the order in which a cluster adds them."""
+        seen: dict[bytes, str] = {}
+
+        def read(part: _SumsFile) -> ModuleSums:
             sums = self._checked_sums(part)
-            if (twin := seen.setdefault(sums.vector.tobytes(), part.file)) != part.file and sums.n_pairs:
+            twin = seen.setdefault(sha256(sums.vector.tobytes()).digest(), part.file)
+            if twin != part.file and sums.n_pairs:
                 raise InputError(f"{part.file}: the same sums as in {twin}: pairs would count twice")
-            merged.append(sums if part.weight == 1.0 else weighted(sums, part.weight))
-        try:
-            return merge_sums(*merged)
-        except InputError as error:
-            names = ", ".join(Path(part.file).name for part in parts)
-            raise InputError(f"modules: {names}: {error}") from None
+            return sums
+
+        def add(*sums: ModuleSums) -> ModuleSums:
+            try:
+                return merge_sums(*sums)
+            except InputError as error:
+                names = ", ".join(Path(part.file).name for part in parts)
+                raise InputError(f"modules: {names}: {error}") from None
+
+        samples = []
+        for is_free in (False, True):
+            own = [part for part in parts if part.is_free == is_free]
+            if own:
+                sums, weight = tree_sum(own, add, read), own[0].weight
+                samples.append(sums if weight == 1.0 else weighted(sums, weight))
+        return add(*samples)
 
     def _checked_sums(self, part: _SumsFile) -> ModuleSums:
         """Those of this detector, and of this model."""
@@ -548,7 +610,7 @@ class ModuleStages(Inputs):
     def _refit(self, sample: SampleConfig, files: tuple[str, ...], output: Path) -> None:
         table, total = sample.simulate_hits, None
         if table is None:
-            pairs = self._pairs(files)
+            pairs = pairs_of_files(files, self.detector)
         else:
             pairs, total = (
                 self._simulated(table, sample.resonance, nominal=sample.kind == "simulation"),
