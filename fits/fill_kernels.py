@@ -18,7 +18,7 @@ from musclecal.records import Floats, Ints
 
 __all__ = ["FillAxes", "FillTables", "add_pairs"]
 
-_BLOCK = 512
+_BLOCK = 256
 N_VALUES = 8
 """Summed values of a pair: k+, k-, 1/k+, 1/k-, f+, f-, 1/k+^2, 1/k-^2."""
 
@@ -93,7 +93,7 @@ def _locate(
     which: Ints, rows: Ints, bins: Ints, gen_bins: Ints,
 ) -> int:  # fmt: skip
     """``which`` pairs are in a 4D bin, and have a bin (else -1) of mass or generator-level mass; their number."""
-    n_eta, n_pt = axes.eta.edges.size - 1, axes.pt.edges.size - 1
+    n_eta, n_pt = axes.eta.edges.size - 3, axes.pt.edges.size - 3
     found = 0
     for i in range(pt1.size):
         eta_bin, eta_bin2 = bin_in(axes.eta, eta1[i]), bin_in(axes.eta, eta2[i])
@@ -101,8 +101,9 @@ def _locate(
         mass_bin = bin_in(axes.mass, mass2[i])
         gen_bin = bin_in(axes.generator, gen_mass[i]) if gen_mass.size else -1
         inside = ((eta_bin | eta_bin2 | pt_bin | pt_bin2) >= 0) & (mass2[i] > 0.0)
-        which[found], bins[found], gen_bins[found] = i, mass_bin, gen_bin
-        rows[found] = ((eta_bin * n_eta + eta_bin2) * n_pt + pt_bin) * n_pt + pt_bin2
+        here = np.uintp(found)
+        which[here], bins[here], gen_bins[here] = i, mass_bin, gen_bin
+        rows[here] = ((eta_bin * n_eta + eta_bin2) * n_pt + pt_bin) * n_pt + pt_bin2
         state[1] += not (inside & (mass_bin >= 0))
         found += inside & ((mass_bin & gen_bin) >= 0)
     return found
@@ -148,13 +149,16 @@ def _add_weights(
 
 @innermost
 def _add_values(n: int, which: Ints, rows: Ints, bins: Ints, values: Floats, sums: Ints) -> int:
-    """Below 0 where a sum has passed 2^63."""
+    """``sums`` is flat. Below 0 where a sum has passed 2^63."""
     sign = 0
     for i in range(n):
         if bins[i] >= 0:
+            # Unsigned numbers: numba asks no index whether it counts from the end
+            first, pair = np.uintp(rows[i]) * np.uintp(N_VALUES), np.uintp(which[i])
             for c in range(N_VALUES):
-                sums[rows[i], c] += int(values[c, which[i]])
-                sign |= sums[rows[i], c]
+                place = first + np.uintp(c)
+                sums[place] += int(values[np.uintp(c), pair])
+                sign |= sums[place]
     return sign
 
 
@@ -168,6 +172,7 @@ def add_pairs(
     ``units`` (N_VALUES,) of the sums, the same for muon 2 as for muon 1. Without weights counts are plain counts.
     """
     row_of, state, counts, variances, generator, sums = tables
+    flat = sums.reshape(-1)
     values, mass2, scaled = np.empty((N_VALUES, _BLOCK)), np.empty(_BLOCK), np.empty((2, _BLOCK))
     which, rows, bins, gen_bins = np.empty((4, _BLOCK), dtype=np.int64)
     sign = 0
@@ -187,7 +192,7 @@ def add_pairs(
             sign |= _add_weights(n, which, rows, bins, gen_bins, w, weight_unit, counts, variances, generator)
         else:
             _add_counts(n, rows, bins, gen_bins, counts, generator)
-        sign |= _add_values(n, which, rows, bins, values, sums)
+        sign |= _add_values(n, which, rows, bins, values, flat)
         if sign < 0:
             return False
     return True

@@ -43,7 +43,7 @@ class _Sums:
     def __init__(self, binning: Binning, with_generator: bool, weighted: bool) -> None:
         self._n_bins, self._axes = binning.n_bins, _axes(binning)
         self._row_of, self._state = np.full(binning.n_bins, -1), np.zeros(2, dtype=np.int64)
-        n_gen = len(self._axes.generator.edges) - 1 if with_generator else 0
+        n_gen = len(self._axes.generator.edges) - 3 if with_generator else 0
         columns = {
             "counts": binning.mass_bins, "variances": binning.mass_bins if weighted else 0, "generator": n_gen,
             "sums": N_VALUES,

@@ -38,14 +38,18 @@ def bin_of(edges: NDArray[np.float64], x: float) -> int:
 
 
 class SearchAxis(NamedTuple):
-    """Edges (n + 1,), and how to find the bin of a value at once.
+    """Edges, and how to find the bin of a value at once, without a branch.
 
-    ``start`` (n_cell,) is the bin at the lower end of each of ``cells`` equal cells a unit.
+    ``edges`` (n + 3,) have -inf before those of the axis, and nan, which nothing reaches, behind them: bin i of the
+    axis is number i + 1 of these. The axis is cut into equal cells, ``cells`` a unit from ``low`` on; ``start``
+    (n_cell + 2,) is the bin at the lower end of each, with one more cell below and above; the last is number ``top``.
     """
 
     edges: NDArray[np.float64]
     start: NDArray[np.int32]
+    low: float
     cells: float
+    top: float
 
 
 _MOST_CELLS = 100_000
@@ -53,25 +57,28 @@ _MOST_CELLS = 100_000
 
 def search_axis(edges: ArrayLike) -> SearchAxis:
     """With cells half as wide as the narrowest bin: at most one edge in each, unless that were too many of them."""
-    values = np.ascontiguousarray(edges, dtype=np.float64)
-    span = values[-1] - values[0]
-    n = int(min(2.0 * np.ceil(span / np.diff(values).min()), _MOST_CELLS))
-    lowest = values[0] + (np.arange(n + 1) - 1e-6) * span / n
-    start = np.clip(np.searchsorted(values, lowest, side="right") - 1, 0, len(values) - 2)
-    return SearchAxis(values, start.astype(np.int32), float(n / span))
+    inner = np.asarray(edges, dtype=np.float64)
+    span = inner[-1] - inner[0]
+    n = int(min(2.0 * np.ceil(span / np.diff(inner).min()), _MOST_CELLS))
+    lower = (
+        inner[0] + (np.arange(n) - 1e-6) * span / n
+    )  # rounding must not put a value into the cell before its own
+    start = np.concatenate([[0], np.searchsorted(inner, lower, side="right"), [len(inner) - 1]])
+    outer = np.concatenate([[-np.inf], inner, [np.nan]])
+    return SearchAxis(outer, start.astype(np.int32), float(inner[0]), float(n / span), n + 1.0)
 
 
 @innermost
 def bin_in(axis: SearchAxis, x: float) -> int:
     """As `bin_of`, without a search."""
-    edges = axis.edges
-    if not (edges[0] <= x < edges[-1]):
-        return -1
-    i = int(axis.start[int((x - edges[0]) * axis.cells)])
-    i += x >= edges[i + 1]  # no branch, as none could be foreseen; more than one edge in a cell is rare
-    while x >= edges[i + 1]:
+    cell = (x - axis.low) * axis.cells + 1.0
+    cell = cell if cell > 0.0 else 0.0  # nan is below
+    cell = cell if cell < axis.top else axis.top
+    i = np.int64(axis.start[np.uintp(cell)])
+    i += x >= axis.edges[np.uintp(i + 1)]
+    while x >= axis.edges[np.uintp(i + 1)]:  # more than one edge in a cell is rare
         i += 1
-    return i
+    return i - 1 if i < axis.edges.size - 2 else -1
 
 
 @kernel

@@ -89,7 +89,7 @@ def factors(
     pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """p/c for any eta axis. Here and below ``table`` is (n_eta, 3) 1 + A, e, M."""
-    low, high = axis.edges[0], axis.edges[-1]
+    low, high = axis.edges[1], axis.edges[-2]
     for n in range(out.size):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         factor = 1.0
@@ -137,7 +137,7 @@ def error_factors(
     pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """d(corrected pT)/d(pT) = (1 + A - 2 e/pT) times the square of the factor."""
-    low, high = axis.edges[0], axis.edges[-1]
+    low, high = axis.edges[1], axis.edges[-2]
     for n in range(out.size):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         slope = 1.0
@@ -156,7 +156,7 @@ def all_variations(
     shifts: Floats, pt_low: float, pt_high: float, out: Floats,
 ) -> None:  # fmt: skip
     """``shifts`` (n_eta, 3, n_var) of A, e, M; out (n, n_var)."""
-    low, high = axis.edges[0], axis.edges[-1]
+    low, high = axis.edges[1], axis.edges[-2]
     for n in range(out.shape[0]):
         p, h, q = np.float64(pt[n]), np.float64(eta[n]), np.float64(charge[n])
         out[n, :] = 1.0
@@ -186,7 +186,7 @@ def reasons(
             reason = 2
         elif p >= pt_high:
             reason = 3
-        elif not axis.edges[0] <= h < axis.edges[-1]:
+        elif not axis.edges[1] <= h < axis.edges[-2]:
             reason = 4
         elif q != 1.0 and q != -1.0:
             reason = 5

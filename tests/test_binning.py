@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from musclecal.binning import Binning, TemplateBinning, bin_of, equal_eta_edges
+from musclecal.binning import Binning, TemplateBinning, bin_in, bin_of, equal_eta_edges, search_axis
 from musclecal.errors import InputError
 
 JPSI = Binning(
@@ -167,3 +167,21 @@ class TestTemplateBinning:
     def test_impossible_axes_are_refused_by_name(self, change: dict[str, object], message: str) -> None:
         with pytest.raises(InputError, match=message):
             replace(TEMPLATE, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        np.linspace(-2.4, 2.4, 25), [4.0, 4.9, 6.4, 9.5, 40.0], [0.0, 1e-7, 2e-7, 3.0, 1000.0], [-1.0, 1.0],
+        np.cumsum(np.random.default_rng(2).exponential(1.0, 300)), [2.0, 2.0 + 1e-9, 5.0],
+    ],
+)  # fmt: skip
+def test_bins_without_a_search_are_those_of_the_search(edges: object) -> None:
+    """Random values, all edges and their neighbours, what is outside and what is no number."""
+    values = np.asarray(edges, dtype=np.float64)
+    axis, rng = search_axis(values), np.random.default_rng(1)
+    span = values[-1] - values[0]
+    random = rng.uniform(values[0] - 0.1 * span, values[-1] + 0.1 * span, 20_000)
+    near = [values, np.nextafter(values, -np.inf), np.nextafter(values, np.inf)]
+    for x in np.concatenate([random, *near, [np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0]]):
+        assert bin_in(axis, x) == bin_of(values, x)
