@@ -206,7 +206,7 @@ def test_pairs_that_bend_against_their_charge_are_refused() -> None:
     nominal = np.zeros((BARREL.n_units, 4))
     assert module_sums([pairs], BARREL, PLANES, nominal).n_pairs > 90
     flipped = replace(pairs, pairs=pairs.pairs[:, ::-1].copy())
-    with pytest.raises(InputError, match=r"\d+ of \d+ pairs bend against|100 of 100 pairs bend against"):
+    with pytest.raises(InputError, match=r"\d+ of \d+ pairs bend against"):
         module_sums([flipped], BARREL, PLANES, nominal)
     solenoid = solenoid_map()
     other = planes_of(BARREL, replace(solenoid, table=-solenoid.table))
