@@ -301,3 +301,41 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert n_threads() == len(os.sched_getaffinity(0))
     monkeypatch.delenv("MUSCLECAL_THREADS")
     assert n_threads() == len(os.sched_getaffinity(0))
+
+
+STAGES = """\
+[campaign]
+name = "small"
+output = "out"
+passes = 1
+[binning]
+eta_bins = 2
+[resonances.Jpsi]
+pt_edges = [4.0, 6.5, 40.0]
+[samples.data]
+resonance = "Jpsi"
+kind = "data"
+simulate = { events = 20_000, seed = 1 }
+[samples.mc]
+resonance = "Jpsi"
+kind = "simulation"
+simulate = { events = 20_000, seed = 2 }
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="compiled kernels only")
+def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    """Of simulate, fill, fit and extract: nothing is written to the folder of compiled kernels."""
+    (tmp_path / "campaign.toml").write_text(STAGES)
+    kernels = tmp_path / "kernels"
+    states = []
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        subprocess.run(
+            [sys.executable, "-m", "musclecal.cli", "extract"], check=True, cwd=tmp_path, capture_output=True,
+            env=os.environ | {"MUSCLECAL_CACHE_DIR": str(kernels), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        states.append({path: path.stat().st_mtime_ns for path in kernels.rglob("*") if path.is_file()})
+    assert len(states[0]) > 20
+    assert states[1] == states[0]
