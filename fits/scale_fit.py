@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.sparse import csr_array
 from scipy.stats import chi2 as chi2_distribution
 
+from musclecal.compiled import kernel
 from musclecal.errors import InputError
 from musclecal.fits.normal_equations import solve_normal
 from musclecal.records import Floats, Ints, MassFits, ScaleCalibration
@@ -59,16 +59,44 @@ def _mean_curvature(n_eta: int, i: Ints, j: Ints, k: Floats, weight: Floats) -> 
     return np.asarray(total / np.where(norm > 0.0, norm, 1.0))
 
 
-def _muon_design(
-    names: Sequence[str], eta_bin: Ints, k: Floats, pt: Floats, f: Floats, charge: int, k0: Floats, n_eta: int
-) -> csr_array:
-    """(n_bin, n_eta n_fitted): d(f dk/k)/d parameter of one muon, with e about k0."""
-    columns = {"A": np.ones_like(k), "e": -(k - k0[eta_bin]), "M": charge * pt}
-    values = np.stack([f * columns[name] for name in names], axis=1)
-    n_bin, n_fit = values.shape
-    index = eta_bin[:, None] * n_fit + np.arange(n_fit)
-    rows = np.arange(0, n_bin * n_fit + 1, n_fit)
-    return csr_array((values.ravel(), index.ravel(), rows), shape=(n_bin, n_eta * n_fit))
+def _columns(names: Sequence[str], k: Floats, pt: Floats, f: Floats, charge: int, k0: Floats) -> Floats:
+    """(n_bin, n_fitted): d(f dk/k)/d parameter of one muon, with e about ``k0`` (n_bin,)."""
+    of = {"A": np.ones_like(k), "e": -(k - k0), "M": charge * pt}
+    return np.ascontiguousarray(np.stack([f * of[name] for name in names], axis=1))
+
+
+@kernel
+def _changes(i: Ints, j: Ints, plus: Floats, minus: Floats, beta: Floats, out: Floats) -> None:
+    """f dk/k (n_bin, 2) of mu+ in eta bin i and of mu- in eta bin j, at parameters beta (n_eta n_fitted,)."""
+    n_fit = plus.shape[1]
+    for b in range(i.size):
+        out[b, 0] = out[b, 1] = 0.0
+        for p in range(n_fit):
+            out[b, 0] += plus[b, p] * beta[i[b] * n_fit + p]
+            out[b, 1] += minus[b, p] * beta[j[b] * n_fit + p]
+
+
+@kernel
+def _add_bins(
+    i: Ints, j: Ints, plus: Floats, minus: Floats, changes: Floats, square: Floats, weight: Floats, normal: Floats,
+    vector: Floats,
+) -> None:  # fmt: skip
+    """Normal matrix and right-hand side of s^2 = (1 + a+)(1 + a-), linearised at ``changes`` a+, a- (n_bin, 2).
+
+    A 4D bin has 2 n_fitted derivatives that are not 0; both muons may be in the same eta bin.
+    """
+    n_fit = plus.shape[1]
+    place, slope = np.empty(2 * n_fit, dtype=np.int64), np.empty(2 * n_fit)
+    for b in range(i.size):
+        first, second = 1.0 + changes[b, 0], 1.0 + changes[b, 1]
+        residual = weight[b] * (square[b] - first * second)
+        for p in range(n_fit):
+            place[p], slope[p] = i[b] * n_fit + p, plus[b, p] * second
+            place[n_fit + p], slope[n_fit + p] = j[b] * n_fit + p, minus[b, p] * first
+        for p in range(2 * n_fit):
+            vector[place[p]] += slope[p] * residual
+            for q in range(2 * n_fit):
+                normal[place[p], place[q]] += weight[b] * slope[p] * slope[q]
 
 
 def _column_sizes(
@@ -79,11 +107,12 @@ def _column_sizes(
     About the mean curvature the column of e vanishes where all bins have the same curvature: in units of its own
     size it would be rounding that looks measured.
     """
-    zero = np.zeros(n_eta)
-    plus = _muon_design(names, i, k[:, 0], pt[:, 0], f[:, 0], +1, zero, n_eta)
-    minus = _muon_design(names, j, k[:, 1], pt[:, 1], f[:, 1], -1, zero, n_eta)
-    square = plus.multiply(plus) + minus.multiply(minus)
-    return np.asarray(np.sqrt(square.T @ weight))
+    square = np.zeros((n_eta, len(names)))
+    for muon, (eta_bin, charge) in enumerate(((i, 1), (j, -1))):
+        columns = _columns(names, k[:, muon], pt[:, muon], f[:, muon], charge, np.zeros(len(k)))
+        for p in range(len(names)):
+            square[:, p] += np.bincount(eta_bin, weight * columns[:, p] ** 2, n_eta)
+    return np.sqrt(square).ravel()
 
 
 def _check_both_charges(n_eta: int, i: Ints, j: Ints, edges: tuple[float, ...]) -> None:
@@ -121,19 +150,17 @@ def fit_scale(fits: MassFits, parameters: Sequence[str] = PARAMETERS) -> ScaleSo
     s = fits.scale[used]
     weight = 1.0 / (4.0 * s**2 * fits.scale_variance[used])
     k0 = _mean_curvature(n_eta, i, j, k, weight)
-    plus = _muon_design(names, i, k[:, 0], pt[:, 0], f[:, 0], +1, k0, n_eta)
-    minus = _muon_design(names, j, k[:, 1], pt[:, 1], f[:, 1], -1, k0, n_eta)
+    plus = _columns(names, k[:, 0], pt[:, 0], f[:, 0], +1, k0[i])
+    minus = _columns(names, k[:, 1], pt[:, 1], f[:, 1], -1, k0[j])
     unit = _column_sizes(names, i, j, k, pt, f, weight, n_eta)
-    beta = np.zeros(n_eta * len(names))
+    beta, changes = np.zeros(n_eta * len(names)), np.zeros((len(used), 2))
     for _ in range(3):
-        a_plus, a_minus = plus @ beta, minus @ beta
-        residual = s**2 - (1.0 + a_plus) * (1.0 + a_minus)
-        design = plus.multiply((1.0 + a_minus)[:, None]) + minus.multiply((1.0 + a_plus)[:, None])
-        weighted = design.multiply(weight[:, None])
-        normal = (design.T @ weighted).toarray()
-        step = solve_normal(normal, weighted.T @ residual, parameter_labels(names, edges), unit)
+        normal, vector = np.zeros((len(beta), len(beta))), np.zeros(len(beta))
+        _add_bins(i, j, plus, minus, changes, s**2, weight, normal, vector)
+        step = solve_normal(normal, vector, parameter_labels(names, edges), unit)
         beta = beta + step.values
-    residual = s**2 - (1.0 + plus @ beta) * (1.0 + minus @ beta)
+        _changes(i, j, plus, minus, beta, changes)
+    residual = s**2 - (1.0 + changes[:, 0]) * (1.0 + changes[:, 1])
     chi2, ndf = float(np.sum(weight * residual**2)), len(used) - len(beta)
     back = _about_zero(names, k0)
     return ScaleSolution(
