@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from pyarrow import parquet
 
 from musclecal.errors import InputError
-from musclecal.events import expand_paths, read_dimuons, write_dimuons
+from musclecal.events import expand_paths, read_dimuons, row_ranges, write_dimuons
 from musclecal.pairs import pair_indices
 from musclecal.records import CutFlow, DimuonEvents, Muons
 
@@ -229,6 +229,39 @@ def test_generator_muons_follow_their_match(tmp_path: Path, name: str, chunk_eve
     without, flow = gather(read_dimuons(path, generator=False))
     assert flow == Nano.flow
     assert "gen_plus.pt" not in without
+
+
+@pytest.mark.parametrize("name", [*WRITERS, *NANO_WRITERS])
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+def test_pieces_of_a_file_are_the_file(tmp_path: Path, name: str, rows: int) -> None:
+    """Each row in one piece, pieces in their order, also where a Parquet file has groups of rows of its own."""
+    nano = name in NANO_WRITERS
+    path = (
+        NANO_WRITERS[name](tmp_path / name, Nano().branches())
+        if nano
+        else WRITERS[name](tmp_path / name, flat_table())
+    )
+    if name.endswith(".parquet"):
+        parquet.write_table(parquet.read_table(path), path, row_group_size=3)
+    columns = None if nano else POLAR | CHARGES | IDS
+    pieces = row_ranges(str(path), rows)
+    whole, flow = gather(read_dimuons([path], columns))
+    total, parts = CutFlow(), []
+    for piece in pieces:
+        part, seen = gather(read_dimuons([path], columns, rows=piece, chunk_events=2))
+        parts.append(part)
+        total += seen
+    assert total == flow
+    np.testing.assert_array_equal(np.concatenate([part["plus.pt"] for part in parts]), whole["plus.pt"])
+    np.testing.assert_array_equal(np.concatenate([part["event"] for part in parts]), whole["event"])
+    sizes = [piece[1] - piece[0] for piece in pieces if piece is not None]
+    assert all(0 < size <= rows for size in sizes)
+    assert (pieces == (None,)) == (rows == 100 or ".csv" in name)
+
+
+def test_a_file_that_cannot_be_read_is_one_piece(tmp_path: Path) -> None:
+    (tmp_path / "bad.root").write_bytes(b"nothing")
+    assert row_ranges(str(tmp_path / "bad.root"), 10) == (None,)
 
 
 def test_pair_indices_against_a_double_loop() -> None:

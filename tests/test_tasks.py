@@ -191,6 +191,24 @@ def test_a_failing_task_leaves_nothing_and_those_before_it_stay_done(tmp_path: P
     assert chain.run() == Outcome(("second", "third"), ("first",))
 
 
+def test_an_output_with_missing_parts_does_not_count_as_done(tmp_path: Path) -> None:
+    """It is there, and used by tasks after it; the next run makes it again."""
+    missing = ["one.root: cannot be read"]
+
+    def work(name: str) -> list[str]:
+        write_text(tmp_path / name, f"{name} without {len(missing)}")
+        return missing if name == "sum" else []
+
+    first = Task("sum", "a", tmp_path / "sum", lambda: work("sum"))
+    second = Task("fit", "a", tmp_path / "fit", lambda: work("fit"), after=(first,))
+    outcome = run_tasks([second])
+    assert outcome == Outcome(("sum", "fit"), (), {"sum": ("one.root: cannot be read",)})
+    assert not first.manifest_path.exists()
+    missing.clear()
+    assert run_tasks([second]) == Outcome(("sum", "fit"), ())
+    assert run_tasks([second]) == Outcome((), ("sum", "fit"))
+
+
 def test_a_task_that_fails_the_second_time_no_longer_counts_as_done(chain: Chain) -> None:
     chain.fails = "second"
     with pytest.raises(InputError):
