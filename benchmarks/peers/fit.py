@@ -230,7 +230,11 @@ def with_scipy(masses: Masses) -> Callable[[int], tuple[float, float, float, boo
 
 
 class RooFit:
-    """RooGaussian + RooExponential, extended; one model, whose likelihood is given one histogram after the other."""
+    """RooGaussian + RooExponential, extended; one likelihood that is given one histogram after the other.
+
+    This, with the vectorised backend and strategy 0, was the fastest of what was tried: 2.5 times as fast as `fitTo`
+    of each. With RooMinimizer's own tolerance (1) means end 0.002 of an error away, with 0.1 half of that, at no cost.
+    """
 
     def __init__(self, masses: Masses, n: int, integrated: bool) -> None:
         need("ROOT")
@@ -238,7 +242,7 @@ class RooFit:
 
         ROOT.gROOT.SetBatch(True)
         ROOT.RooMsgService.instance().setGlobalKillBelow(ROOT.RooFit.ERROR)
-        self.root, self.masses, self.integrated = ROOT, masses, integrated
+        self.root, self.masses = ROOT, masses
         reference, edges = masses.binning.mass_reference, masses.edges
         self.mass = ROOT.RooRealVar("mass", "", edges[0], edges[-1])
         self.mass.setBinning(ROOT.RooBinning(BINS, edges))
@@ -257,6 +261,15 @@ class RooFit:
         prior = ROOT.RooFit.RooConst(0.0), ROOT.RooFit.RooConst(SLOPE_PRIOR / masses.window)
         self.prior = ROOT.RooGaussian("prior", "", self.slope, *prior)
         self.data = [self.histogram(row) for row in range(n)]
+        options = {"IntegrateBins": 1e-6} if integrated else {}
+        self.likelihood = self.model.createNLL(
+            self.data[0], Extended=True, ExternalConstraints=ROOT.RooArgSet(self.prior), EvalBackend="cpu", **options
+        )
+        self.minimizer = ROOT.RooMinimizer(self.likelihood)
+        self.minimizer.setPrintLevel(-1)
+        self.minimizer.setPrintEvalErrors(-1)
+        self.minimizer.setStrategy(0)
+        self.minimizer.setEps(0.1)
 
     def histogram(self, row: int) -> Any:
         """A RooDataHist."""
@@ -279,12 +292,10 @@ class RooFit:
     def __call__(self, row: int) -> tuple[float, float, float, bool]:
         total = self.masses.counts[row].sum()
         self.start(total)
-        options = {"IntegrateBins": 1e-6} if self.integrated else {}
-        result = self.model.fitTo(
-            self.data[row], Extended=True, Save=True, PrintLevel=-1, PrintEvalErrors=-1, Strategy=0, Hesse=True,
-            ExternalConstraints=self.root.RooArgSet(self.prior), EvalBackend="cpu", **options,
-        )  # fmt: skip
-        return self.mean.getVal(), self.mean.getError(), self.sigma.getVal(), result.status() == 0
+        self.likelihood.setData(self.data[row], False)
+        status = self.minimizer.minimize("Minuit2", "migrad")
+        self.minimizer.hesse()
+        return self.mean.getVal(), self.mean.getError(), self.sigma.getVal(), status == 0
 
 
 class Zfit:
