@@ -76,7 +76,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """As people write it."""
     if value is None:
         return "-"
-    return f"{value:.{digits}g}" if 1e-2 <= abs(value) < 1e5 or value == 0.0 else f"{value:.{digits - 1}e}"
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _cells(row: Shown) -> tuple[str, ...]:
@@ -121,8 +121,8 @@ def draw(shown: Sequence[Shown], path: Path) -> None:
     with figure_file(path, 8.5, 1.4 + 0.36 * len(drawn), pdf=False) as figure:
         axis = figure.subplots()
         ratios = [row["ratio"] for row in drawn]
-        bars = axis.barh(range(len(drawn)), ratios, color=FIT, height=0.62, left=0.0)
-        for y, (row, _) in enumerate(zip(drawn, bars, strict=True)):
+        axis.barh(range(len(drawn)), ratios, color=FIT, height=0.62)
+        for y, row in enumerate(drawn):
             if row["aim"] is not None:
                 axis.plot([row["aim"]] * 2, [y - 0.42, y + 0.42], color=TRUTH, linewidth=2.4, label="_")
             axis.annotate(

@@ -214,7 +214,7 @@ def peer(solution: ScaleSolution, run: Callable[[], Values]) -> Peer:
 
 def work(effort: Effort) -> Work:
     """``chi2``."""
-    fits = mass_fits(effort.of(200_000, 20_000))
+    fits = mass_fits(effort.of(200_000, 8_000))
     solution = fit_scale(fits)
     given = problem(fits, solution)
     return Work(

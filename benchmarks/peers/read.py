@@ -140,7 +140,7 @@ def compared(one: Sum, two: Sum) -> tuple[Difference, ...]:
 
 
 def work(effort: Effort) -> Work:
-    """``read``; the file goes when the work goes."""
+    """``read``; the file goes when it is closed."""
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "nano.root"
     n = effort.of(2e5, 2000)
@@ -155,11 +155,8 @@ def work(effort: Effort) -> Work:
         run = with_rdataframe(path)
         return Peer(Timed(run, n), compared(found, run()))
 
-    def run(kept: object = folder) -> int:
-        del kept
-        return read(path)
-
     return Work(
-        "read", "events", Timed(run, n), BYTES_PER_EVENT + BYTES_PER_MUON * muons / n,
+        "read", "events", Timed(lambda: read(path), n), BYTES_PER_EVENT + BYTES_PER_MUON * muons / n,
         {"uproot": uproot_peer}, {"rdataframe": rdataframe_peer}, AIMS,
+        close=folder.cleanup,
     )  # fmt: skip

@@ -82,7 +82,7 @@ class Work:
     ----------
     unit : of which rates are numbers a second. bytes_per_unit : that have to be moved; None where arithmetic is the limit.
     peers : makers of those that the package depends on anyhow. others : of the rest; ImportError is "not installed".
-    aims : least ratio, by peer.
+    aims : least ratio, by peer. close : called when all rows are there.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Work:
     others: Mapping[str, Callable[[], Peer]] = field(default_factory=dict)
     aims: Mapping[str, float] = field(default_factory=dict)
     threads: int = 1
+    close: Callable[[], object] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -188,14 +189,17 @@ def _row(work: Work, name: str, peer: Peer, effort: Effort) -> Row:
 
 def rows_of(work: Work, effort: Effort, others: bool) -> Iterator[Row]:
     """A row for each peer that is installed."""
-    for name, make in {**work.peers, **(work.others if others else {})}.items():
-        tell(f"{work.name}: {name}")
-        try:
-            peer = make()
-        except ImportError as error:
-            tell(f"{work.name}: {name} is not installed ({error})")
-            continue
-        yield _row(work, name, peer, effort)
+    try:
+        for name, make in {**work.peers, **(work.others if others else {})}.items():
+            tell(f"{work.name}: {name}")
+            try:
+                peer = make()
+            except ImportError as error:
+                tell(f"{work.name}: {name} is not installed ({error})")
+                continue
+            yield _row(work, name, peer, effort)
+    finally:
+        work.close()
 
 
 def largest(difference: Floats) -> float:
