@@ -33,6 +33,7 @@ from musclecal.fits.shapes import gaussian
 from musclecal.records import DimuonEvents
 
 Run = Callable[[], object]
+TICKS = {"threads": (1, 2, 4, 8, 16, 32, 64), "parameters": (36, 72, 144, 288)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Curve:
     @property
     def slope(self) -> float:
         """d ln(seconds)/d ln(x) over the upper half."""
-        half = len(self.x) // 2
+        half = min(len(self.x) // 2, max(len(self.x) - 2, 0))
+        if len(self.x) < 2:
+            return 0.0
         return float(np.polyfit(np.log(self.x[half:]), np.log(self.seconds[half:]), 1)[0])
 
     def as_json(self) -> dict[str, object]:
@@ -148,6 +151,8 @@ def measure(effort: Effort) -> list[Curve]:
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """A panel for events, histograms, parameters and threads each."""
+    from matplotlib.ticker import NullFormatter
+
     from musclecal.validation.plot_style import BACKGROUND, FIT, figure_file
 
     panels = (
@@ -165,10 +170,12 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
                 axis.plot(one.x, one.seconds, "o-", color=colour, markersize=5.0, label=text)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            if label == "threads":
-                ticks = [t for t in (1, 2, 4, 8, 16, 32, 64) if t <= max(max(c.x) for c in curves if c.axis == "threads")]
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            if label in TICKS:
+                largest = max(x for c in curves if c.axis in names for x in c.x)
+                ticks = [t for t in TICKS[label] if t <= largest]
                 axis.set_xticks(ticks, [str(t) for t in ticks])
-                axis.tick_params(axis="x", which="minor", bottom=False, top=False, labelbottom=False)
+                axis.xaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
             axis.set_ylim(0.7 * low, 3.0 * high)
             axis.set_xlabel(label)
