@@ -5,32 +5,32 @@
     python -m benchmarks --peers --works "fit,fit template" --scale 0.1
     python -m benchmarks --from rows.json --out docs/figures
 
-Works: fit, fit template, fill, chi2, read, apply, modules (each a file of `benchmarks.peers`, which says what is compared
-and what is not alike). Without --peers only peers that the package depends on anyhow; with it also ROOT (``pip install
-root``), zfit, TensorFlow, a loop compiled with g++, and numba_stats within iminuit's row (``pip install numba-stats``).
-A peer that is not installed is a line on stderr.
+Works: fit, fit template, fill, chi2, read, apply, modules (each a file of `benchmarks.peers`, which says what is
+compared and what is not alike). Without --peers only peers that the package depends on anyhow; with it also ROOT
+(``pip install root``), zfit, TensorFlow, a loop compiled with g++, and numba_stats within iminuit's row (``pip
+install numba-stats``). A peer that is not installed is a line on stderr.
 
 Rates are those of the best of many rounds in which ours and theirs take turns. "of triad" is what must be moved over
-what the memory moves in a triad in the same rounds; none where arithmetic is the limit. A row whose results do not agree
-has no ratio, and the exit code is 1. --out writes speed.png, speed.md and speed.json; --from takes rows that were
-measured before, of several files if runs were apart.
+what the memory moves in a triad in the same rounds; none where arithmetic is the limit. A row whose results do not
+agree has no ratio, and the exit code is 1. --out writes speed.png, speed.md and speed.json; --from takes rows that
+were measured before, of several files if runs were apart.
 """
-
-import os
-
-os.environ["MUSCLECAL_THREADS"] = "1"
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before numpy is imported
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+os.environ["MUSCLECAL_THREADS"] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # all of them before numpy is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.peers.all_works import WORKS
 from benchmarks.peers.rows import Effort, tell
@@ -39,8 +39,8 @@ Shown = Mapping[str, Any]
 """A row as in JSON."""
 
 _PACKAGES = (
-    "numpy", "scipy", "numba", "iminuit", "numba-stats", "boost-histogram", "correctionlib", "uproot", "awkward", "root",
-    "zfit", "tensorflow",
+    "numpy", "scipy", "numba", "iminuit", "numba-stats", "boost-histogram", "correctionlib", "uproot", "awkward",
+    "root", "zfit", "tensorflow",
 )  # fmt: skip
 
 
@@ -62,7 +62,9 @@ def machine() -> dict[str, object]:
     model = platform.processor()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        names = [line for line in information.read_text(encoding="utf-8").splitlines() if "model name" in line]
+        names = [
+            line for line in information.read_text(encoding="utf-8").splitlines() if "model name" in line
+        ]
         model = names[0].split(":", 1)[1].strip() if names else model
     return {
         "processor": model,
@@ -97,7 +99,9 @@ def table(shown: Sequence[Shown]) -> str:
     """For a terminal."""
     cells = [_HEAD, *(_cells(row) for row in shown)]
     widths = [max(len(line[c]) for line in cells) for c in range(len(_HEAD))]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
 
 
 def markdown(shown: Sequence[Shown], on: Mapping[str, Any]) -> str:
@@ -146,13 +150,17 @@ def write(shown: Sequence[Shown], on: Mapping[str, Any], folder: Path) -> None:
     """speed.md, speed.json, speed.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "speed.md").write_text(markdown(shown, on), encoding="utf-8")
-    (folder / "speed.json").write_text(json.dumps({"machine": on, "rows": list(shown)}, indent=1), encoding="utf-8")
+    (folder / "speed.json").write_text(
+        json.dumps({"machine": on, "rows": list(shown)}, indent=1), encoding="utf-8"
+    )
     draw(shown, folder / "speed.png")
 
 
 def read_rows(paths: Iterable[Path]) -> list[Shown]:
     """Rows of earlier runs, a line each."""
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [
+        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line
+    ]
 
 
 def works_of(text: str) -> tuple[str, ...]:
@@ -169,7 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peers", action="store_true", help="also beside what the package does not depend on")
+    parser.add_argument(
+        "--peers", action="store_true", help="also beside what the package does not depend on"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--works", default=",".join(WORKS), help="some of the works, with commas")
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of all works")

@@ -3,11 +3,11 @@
     python -m benchmarks.growth --out docs/figures
     python -m benchmarks.growth --scale 10 --json
 
-A line of JSON for each curve, and a figure growth.png: seconds on logarithmic axes, best of several rounds in which all
-points of a curve take turns. The slope is that of a straight line through the upper half of the points, where what does
-not grow no longer matters; 1 is proportional. Beside threads stands the speed-up over one thread, without a slope: on a
-machine with more threads asked for than processors idle it says what the machine was doing. chi2 has the same number of
-masses for any number of parameters.
+A line of JSON for each curve, and a figure growth.png: seconds on logarithmic axes, best of several rounds in which
+all points of a curve take turns. The slope is that of a straight line through the upper half of the points, where
+what does not grow no longer matters; 1 is proportional. Beside threads stands the speed-up over one thread, without a
+slope: on a machine with more threads asked for than processors idle it says what the machine was doing. chi2 has the
+same number of masses for any number of parameters.
 """
 
 import os
@@ -198,7 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     curves = measure(Effort(options.scale, options.rounds, options.seconds))
     for one in curves:
         points = "  ".join(f"{x:g}: {s:.3g} s" for x, s in zip(one.x, one.seconds, strict=True))
-        print(json.dumps(one.as_json()) if options.json else f"{one.work:<5} {one.axis:<11} slope {one.slope:5.2f}   {points}")
+        print(
+            json.dumps(one.as_json())
+            if options.json
+            else f"{one.work:<5} {one.axis:<11} slope {one.slope:5.2f}   {points}"
+        )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(curves, options.out / "growth.png")

@@ -3,11 +3,12 @@
     python -m benchmarks.guard
     python -m benchmarks.guard --store
 
-Each work takes turns with a plain loop of the same kind, compiled or of numpy, that nobody will make faster: exponentials
-and divisions beside fits, hyperbolic functions beside a fill, a table searched by bisection beside an application, numpy's
-bincount beside the chi2. Rounds are short, so that some of them have the processor for themselves, however busy the machine; of
-each, the best is taken. A ratio is what a work does over what its loop does in that time. --store writes ``ratios.json``,
-to be done on an idle machine where `tests/test_speed.py` should compare from then on; it fails below 60 % of one.
+Each work takes turns with a plain loop of the same kind, compiled or of numpy, that nobody will make faster:
+exponentials and divisions beside fits, hyperbolic functions beside a fill, a table searched by bisection beside an
+application, numpy's bincount beside the chi2. Rounds are short, so that some of them have the processor for
+themselves, however busy the machine; of each, the best is taken. A ratio is what a work does over what its loop does
+in that time. --store writes ``ratios.json``, to be done on an idle machine where `tests/test_speed.py` should compare
+from then on; it fails below 60 % of one.
 
 Processors differ in how fast they are at one thing beside another: a ratio of one is no law for the next. Those of
 several machines may be put into the file by hand: the smallest should stand there.
@@ -154,7 +155,9 @@ def main() -> int:
     times = STORING if options.store else 1
     now = {name: float(np.median([ratio(name) for _ in range(times)])) for name in WORKS}
     if options.store:
-        STORED.write_text(json.dumps({n: float(f"{r:.4g}") for n, r in now.items()}, indent=1) + "\n", encoding="utf-8")
+        STORED.write_text(
+            json.dumps({n: float(f"{r:.4g}") for n, r in now.items()}, indent=1) + "\n", encoding="utf-8"
+        )
     if options.json:
         print(json.dumps(now))
     else:

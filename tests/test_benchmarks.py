@@ -96,7 +96,10 @@ class TestCommand:
     def test_writes_a_table_and_a_figure(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.with_row(monkeypatch, ROW)
         assert command.main(["--works", "fill", "--out", str(tmp_path)]) == 0
-        assert "| fill | somebody | 20 | 2 | pairs/s | 10 | 8 | 0.25 | counts 0 |" in (tmp_path / "speed.md").read_text()
+        assert (
+            "| fill | somebody | 20 | 2 | pairs/s | 10 | 8 | 0.25 | counts 0 |"
+            in (tmp_path / "speed.md").read_text()
+        )
         assert (tmp_path / "speed.png").stat().st_size > 10_000
 
     def test_an_unknown_work_is_named(self) -> None:

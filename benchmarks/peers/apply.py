@@ -1,10 +1,10 @@
 """Correction factors of muons, from the tables of `benchmarks.apply`: correctionlib, numpy, and a loop in C++.
 
 What is not alike: ours and correctionlib also know 121 variations, which are not asked for; correctionlib evaluates a
-general graph. numpy searches bins, takes A, e, M and computes in columns. "roccor-like" is a loop such as RoccoR's users
-write, compiled here with ``g++ -O3 -march=native`` for this processor: eta bin by bisection in a table, one formula; it
-has no phi bins, and writes into memory that is there, so that ours does too ("with out"). Beside the others both make
-new arrays.
+general graph. numpy searches bins, takes A, e, M and computes in columns. "roccor-like" is a loop such as RoccoR's
+users write, compiled here with ``g++ -O3 -march=native`` for this processor: eta bin by bisection in a table, one
+formula; it has no phi bins, and writes into memory that is there, so that ours does too ("with out"). Beside the
+others both make new arrays.
 """
 
 import ctypes
@@ -100,7 +100,9 @@ def with_cpp(made: CorrectionTables, sample: Muons) -> Callable[[], Floats]:
     library = compiled(CODE)
     pt, eta, _, charge = sample
     out = np.empty_like(pt)
-    edges, A, e, M = (np.ascontiguousarray(x, dtype=np.float64) for x in (made.eta_edges, made.A, made.e, made.M))
+    edges, A, e, M = (
+        np.ascontiguousarray(x, dtype=np.float64) for x in (made.eta_edges, made.A, made.e, made.M)
+    )
 
     def pointer(array: Floats) -> ctypes.c_void_p:
         return ctypes.c_void_p(array.ctypes.data)
@@ -123,7 +125,9 @@ def work(effort: Effort) -> Work:
     few = tuple(column[: max(n // 40, 10_000)] for column in sample)
     factors, out = correction.scale(*sample), np.empty(n)
 
-    def peer(maker: Callable[[CorrectionTables, Muons], Callable[[], Floats]], of: Muons, ours: Timed | None) -> Peer:
+    def peer(
+        maker: Callable[[CorrectionTables, Muons], Callable[[], Floats]], of: Muons, ours: Timed | None
+    ) -> Peer:
         run = maker(made, of)
         difference = largest(run() - factors[: len(of[0])])
         return Peer(Timed(run, len(of[0])), (Difference("factors, largest", difference, 1e-12),), ours)

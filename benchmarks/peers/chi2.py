@@ -1,13 +1,13 @@
 """A, e, M of 48 eta bins (144 parameters) from the mass scales of 200,000 4D bins, with injected truth and noise.
 
 All minimise the same chi2 of s^2 and give values and covariance; "theirs" is handed the arrays that `fit_scale` makes
-from its record (bin numbers, weights) outside of the clock. What is not alike: ours solves linear equations (Gauss-Newton,
-three times, with sparse matrices) and reports rank and condition; iminuit (MIGRAD, strategy 0) minimises a function of
-144 parameters with its analytic gradient in numpy, in units of the size of an error and with e about the mean curvature,
-without which it does not converge, and is spared HESSE, which takes 11,000 calls: its covariance is the inverse of the
-normal matrix, by scipy. "iminuit g2" is also handed the diagonal of the Hessian in units in which it is one: nearly the
-solution, and more than a user has who does not solve the linear problem. TensorFlow takes Newton's steps with the Hessian of automatic
-differentiation, compiled before the clock starts.
+from its record (bin numbers, weights) outside of the clock. What is not alike: ours solves linear equations
+(Gauss-Newton, three times, with sparse matrices) and reports rank and condition; iminuit (MIGRAD, strategy 0)
+minimises a function of 144 parameters with its analytic gradient in numpy, in units of the size of an error and with
+e about the mean curvature, without which it does not converge, and is spared HESSE, which takes 11,000 calls: its
+covariance is the inverse of the normal matrix, by scipy. "iminuit g2" is also handed the diagonal of the Hessian in
+units in which it is one: nearly the solution, and more than a user has who does not solve the linear problem.
+TensorFlow takes Newton's steps with the Hessian of automatic differentiation, compiled before the clock starts.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,9 @@ def _fits(scale: Floats, error: Floats) -> BinFits:
     covariance[:, 0, 0] = error**2
     zero, many = np.zeros(n, dtype=np.int64), np.full(n, 1000.0)
     parameters = np.column_stack([scale, np.full(n, 0.01), np.zeros((n, 2))])
-    return BinFits(PARAMETER_NAMES, parameters, covariance, zero, np.zeros(n), many, zero + 97, many, many, zero)
+    return BinFits(
+        PARAMETER_NAMES, parameters, covariance, zero, np.zeros(n), many, zero + 97, many, many, zero
+    )
 
 
 def mass_fits(n: int, n_eta: int = N_ETA, seed: int = 1) -> MassFits:
@@ -47,7 +49,11 @@ def mass_fits(n: int, n_eta: int = N_ETA, seed: int = 1) -> MassFits:
     rng, jpsi = np.random.default_rng(seed), resonance("Jpsi")
     n_pt = max(4, int(np.ceil(np.sqrt(n / n_eta**2))))
     axes = Binning(
-        equal_eta_edges(n_eta, 2.4), tuple(np.geomspace(4.0, 40.0, n_pt + 1)), jpsi.mass_window, 100, jpsi.line.mass
+        equal_eta_edges(n_eta, 2.4),
+        tuple(np.geomspace(4.0, 40.0, n_pt + 1)),
+        jpsi.mass_window,
+        100,
+        jpsi.line.mass,
     )
     bins = np.sort(rng.choice(axes.n_bins, min(n, axes.n_bins), replace=False)).astype(np.int64)
     i, j, k, m = axes.unravel(bins)

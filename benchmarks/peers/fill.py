@@ -1,12 +1,12 @@
 """Pairs into 4D x mass from pt, eta, phi: 24 eta bins, 4 pT bins, 100 mass bins, one thread.
 
 All start from the same six columns (float64) in memory and end with counts; in the agreement every count is compared.
-What is not alike: ours also sums eight quantities of each pair for every 4D bin (k, 1/k, f, 1/k^2 of both muons), which
-none of the peers do; ours keeps occupied 4D bins alone, theirs are dense (921,600 cells). numpy computes the mass in
-columns, so it moves them through memory several times; numpy.histogramdd and RDataFrame search all axes by bisection.
-boost-histogram has regular axes where they are regular (eta; ln m by its logarithmic transform was slower than edges
-that are searched, so the mass axis has edges). RDataFrame is told of numpy's memory without a copy, and its C++ is
-compiled before the clock starts, but each run builds its graph anew, for a graph runs but once.
+What is not alike: ours also sums eight quantities of each pair for every 4D bin (k, 1/k, f, 1/k^2 of both muons),
+which none of the peers do; ours keeps occupied 4D bins alone, theirs are dense (921,600 cells). numpy computes the
+mass in columns, so it moves them through memory several times; numpy.histogramdd and RDataFrame search all axes by
+bisection. boost-histogram has regular axes where they are regular (eta; ln m by its logarithmic transform was slower
+than edges that are searched, so the mass axis has edges). RDataFrame is told of numpy's memory without a copy, and
+its C++ is compiled before the clock starts, but each run builds its graph anew, for a graph runs but once.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,6 @@ class Way:
 
     run: Callable[[], Any]
     counts: Callable[[Any], Floats]
-
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,9 @@ def with_rdataframe(pairs: Pairs) -> Way:
     table = dict(zip(names, (np.ascontiguousarray(column) for column in pairs.columns), strict=True))
     edges = pairs.edges
     shape = [len(edge) - 1 for edge in edges]
-    axes_of_root = root.std.vector["std::vector<double>"]([root.std.vector["double"](e.tolist()) for e in edges])
+    axes_of_root = root.std.vector["std::vector<double>"](
+        [root.std.vector["double"](e.tolist()) for e in edges]
+    )
     bins = root.std.vector["int"](shape)
 
     def run() -> Any:

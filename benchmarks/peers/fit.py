@@ -1,15 +1,15 @@
 """Batched mass fits beside one fit at a time: Gaussian + exponential in 100 bins, and smeared generator templates.
 
-``fit``: histograms of 200 to 20,000 entries (log-uniform), Gaussian + exponential drawn from a truth of their own. All
-peers get the same bins (uniform in ln m: for them, bins of unequal width) and minimise the same function: bin integrals
-(but for "roofit", which takes the density at bin centres), free yields, and a Gaussian prior of 2 on the slope across
-the window, which is in our likelihood and so in theirs. All start from the same point and give a covariance from second
-derivatives at the minimum. Making histograms into the peers' own objects is not on the clock.
+``fit``: histograms of 200 to 20,000 entries (log-uniform), Gaussian + exponential drawn from a truth of their own.
+All peers get the same bins (uniform in ln m: for them, bins of unequal width) and minimise the same function: bin
+integrals (but for "roofit", which takes the density at bin centres), free yields, and a Gaussian prior of 2 on the
+slope across the window, which is in our likelihood and so in theirs. All start from the same point and give a
+covariance from second derivatives at the minimum. Making histograms into the peers' own objects is not on the clock.
 
-What is not alike: ours fits a fraction of background for a given total where iminuit, RooFit and zfit have two yields (one
-parameter more, the same minimum); ours scores with the expected information and analytic derivatives, theirs take
-numerical ones but for scipy and zfit; our Gaussian is interpolated in a table of its cumulative. All of theirs are
-generic minimisers, called in a loop in Python; ours is a loop in a kernel.
+What is not alike: ours fits a fraction of background for a given total where iminuit, RooFit and zfit have two yields
+(one parameter more, the same minimum); ours scores with the expected information and analytic derivatives, theirs
+take numerical ones but for scipy and zfit; our Gaussian is interpolated in a table of its cumulative. All of theirs
+are generic minimisers, called in a loop in Python; ours is a loop in a kernel.
 
 ``fit template``: 2,000 entries in each bin, a template of 8,000 simulated masses of its own; the peer is
 `musclecal.fits.reference.fit_with_iminuit`, a second implementation for tests, in numpy: iminuit with a compiled
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from benchmarks.peers.rows import Difference, Effort, Peer, Timed, Work, need
@@ -64,7 +65,7 @@ class Found:
     mean: Floats
     error: Floats
     sigma: Floats
-    valid: Floats
+    valid: NDArray[np.bool_]
 
 
 def axes(eta_edges: tuple[float, ...] = (-2.4, 2.4), pt_edges: tuple[float, ...] = (4.0, 40.0)) -> Binning:
@@ -83,7 +84,9 @@ def drawn(n: int, seed: int = 1) -> Masses:
     signal = np.diff(ndtr((edges - mean[:, None]) / sigma[:, None]), axis=1)
     u = (edges - edges[0]) / (edges[-1] - edges[0])
     background = np.diff(np.expm1(-slope[:, None] * u) / np.expm1(-slope[:, None]), axis=1)
-    p = (1.0 - fraction[:, None]) * signal / signal.sum(axis=1, keepdims=True) + fraction[:, None] * background
+    p = (1.0 - fraction[:, None]) * signal / signal.sum(axis=1, keepdims=True) + fraction[
+        :, None
+    ] * background
     entries = np.exp(rng.uniform(np.log(200.0), np.log(20_000.0), n)).astype(int)
     return Masses(binning, rng.multinomial(entries, p).astype(np.float64))
 
@@ -133,19 +136,23 @@ def _yield_cdf() -> Callable[..., Floats]:
         ) -> Floats:
             u = (x - x[0]) / (x[-1] - x[0])
             below = np.expm1(-slope * u) / np.expm1(-slope)
-            return n_signal * ndtr((x - mean) / sigma) + n_background * below
+            return np.asarray(n_signal * ndtr((x - mean) / sigma) + n_background * below)
 
         return with_scipy
 
-    @numba.njit(cache=False, error_model="numpy")
+    @numba.njit(cache=False, error_model="numpy")  # type: ignore[untyped-decorator]
     def with_numba_stats(
         x: Floats, n_signal: float, n_background: float, mean: float, sigma: float, slope: float
     ) -> Floats:
         low, high = x[0], x[-1]
         scale = (high - low) / (slope if abs(slope) > 1e-6 else 1e-6)
-        return n_signal * norm.cdf(x, mean, sigma) + n_background * truncexpon.cdf(x, low, high, low, scale)
+        total: Floats = n_signal * norm.cdf(x, mean, sigma) + n_background * truncexpon.cdf(
+            x, low, high, low, scale
+        )
+        return total
 
-    return with_numba_stats
+    compiled: Callable[..., Floats] = with_numba_stats
+    return compiled
 
 
 def with_iminuit(masses: Masses) -> Callable[[int], tuple[float, float, float, bool]]:
@@ -160,7 +167,9 @@ def with_iminuit(masses: Masses) -> Callable[[int], tuple[float, float, float, b
         total = counts.sum()
         cost = ExtendedBinnedNLL(counts, edges, cdf) + NormalConstraint("slope", 0.0, SLOPE_PRIOR)
         start = (0.9 * total, 0.1 * total, reference, START_WIDTH * reference, 0.1)
-        minuit = Minuit(cost, **dict(zip(("n_signal", "n_background", "mean", "sigma", "slope"), start, strict=True)))
+        minuit = Minuit(
+            cost, **dict(zip(("n_signal", "n_background", "mean", "sigma", "slope"), start, strict=True))
+        )
         minuit.limits["n_signal", "n_background"] = (0.0, None)
         minuit.limits["sigma"] = (1e-4 * reference, 0.3 * reference)
         minuit.limits["slope"] = (-30.0, 30.0)
@@ -215,7 +224,7 @@ def with_scipy(masses: Masses) -> Callable[[int], tuple[float, float, float, boo
             cost, start / unit, (counts,), method="L-BFGS-B", jac=True, bounds=scaled_bounds,
             options={"ftol": 1e-12, "gtol": 1e-4},
         )  # fmt: skip
-        free = (result.x > [low for low, _ in scaled_bounds])
+        free = result.x > [low for low, _ in scaled_bounds]
         variance = np.zeros(4)
         try:
             inverse = np.linalg.inv(hessian(result.x, counts)[np.ix_(free, free)])
@@ -248,7 +257,9 @@ class RooFit:
         self.mass.setBinning(ROOT.RooBinning(BINS, edges))
         self.mean = ROOT.RooRealVar("mean", "", reference, 0.9 * reference, 1.1 * reference)
         self.sigma = ROOT.RooRealVar("sigma", "", START_WIDTH * reference, 1e-4 * reference, 0.3 * reference)
-        self.slope = ROOT.RooRealVar("slope", "", -0.1 / masses.window, -30.0 / masses.window, 30.0 / masses.window)
+        self.slope = ROOT.RooRealVar(
+            "slope", "", -0.1 / masses.window, -30.0 / masses.window, 30.0 / masses.window
+        )
         self.signal = ROOT.RooRealVar("n_signal", "", 100.0, 0.0, 1e6)
         self.background = ROOT.RooRealVar("n_background", "", 10.0, 0.0, 1e6)
         self.parts = (
@@ -263,7 +274,11 @@ class RooFit:
         self.data = [self.histogram(row) for row in range(n)]
         options = {"IntegrateBins": 1e-6} if integrated else {}
         self.likelihood = self.model.createNLL(
-            self.data[0], Extended=True, ExternalConstraints=ROOT.RooArgSet(self.prior), EvalBackend="cpu", **options
+            self.data[0],
+            Extended=True,
+            ExternalConstraints=ROOT.RooArgSet(self.prior),
+            EvalBackend="cpu",
+            **options,
         )
         self.minimizer = ROOT.RooMinimizer(self.likelihood)
         self.minimizer.setPrintLevel(-1)
@@ -312,7 +327,9 @@ class Zfit:
         self.binned = binned
         self.parameters = [
             zfit.Parameter("mean", reference, 0.9 * reference, 1.1 * reference, stepsize=1e-3),
-            zfit.Parameter("sigma", START_WIDTH * reference, 1e-4 * reference, 0.3 * reference, stepsize=1e-3),
+            zfit.Parameter(
+                "sigma", START_WIDTH * reference, 1e-4 * reference, 0.3 * reference, stepsize=1e-3
+            ),
             zfit.Parameter("slope", -0.1 / masses.window, -30.0 / masses.window, 30.0 / masses.window),
             zfit.Parameter("n_signal", 900.0, 0.0, 1e6, stepsize=10.0),
             zfit.Parameter("n_background", 100.0, 0.0, 1e6, stepsize=10.0),
@@ -377,10 +394,14 @@ def templates(n: int, entries: int = 2_000, seed: int = 2) -> tuple[Floats, Sign
     shape, _ = np.histogram(lineshape(resonance("Jpsi"), 400_000, seed), generator_edges)
     lines = rng.multinomial(4 * entries, shape / shape.sum(), n)
     scale, width = 1.0 + rng.normal(0.0, 1e-3, n), rng.uniform(0.008, 0.018, n)
-    u = np.diff((binning.mass_edges - binning.mass_edges[0]) / (binning.mass_edges[-1] - binning.mass_edges[0]))
+    u = np.diff(
+        (binning.mass_edges - binning.mass_edges[0]) / (binning.mass_edges[-1] - binning.mass_edges[0])
+    )
     counts = np.empty((n, BINS))
     for row in range(n):
-        below = ndtr((binning.mass_edges / (scale[row] * binning.generator_masses[:, None]) - 1.0) / width[row])
+        below = ndtr(
+            (binning.mass_edges / (scale[row] * binning.generator_masses[:, None]) - 1.0) / width[row]
+        )
         signal = shape @ np.diff(below, axis=1)
         counts[row] = rng.multinomial(entries, 0.9 * signal / signal.sum() + 0.1 * u)
     rows = np.arange(n)
@@ -406,5 +427,11 @@ def template_work(effort: Effort) -> Work:
 
     ours = in_gev(run(), reference)
     return Work(
-        "fit template", "fits", Timed(run, n), None, {"iminuit": lambda: peer(ours, fit, few)}, {}, TEMPLATE_AIMS
+        "fit template",
+        "fits",
+        Timed(run, n),
+        None,
+        {"iminuit": lambda: peer(ours, fit, few)},
+        {},
+        TEMPLATE_AIMS,
     )

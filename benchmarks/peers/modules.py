@@ -1,8 +1,8 @@
 """Tracks and pairs refitted for the corrections of modules: what `benchmarks.refit` measures, as rows.
 
 "fixed loop" is the unit of `benchmarks.refit` (18 products of 6 x 6 matrices and six sines and cosines), to compare
-machines: its ratio is no speed against somebody. "acts" is ACTS' Kalman filter on its own detector; `benchmarks.refit`
-says what is not alike, which is nearly everything, so no aim is set.
+machines: its ratio is no speed against somebody. "acts" is ACTS' Kalman filter on its own detector;
+`benchmarks.refit` says what is not alike, which is nearly everything, so no aim is set.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""NanoAOD-like files into opposite-sign pairs: 0 to 4 muons an event (float32, LZ4), with run, lumi block and event number.
+"""NanoAOD-like files into opposite-sign pairs: 0 to 4 muons an event (float32, LZ4), with the numbers of run and event.
 
 The file is in the memory of the operating system after the first round, so this is decompression, interpretation and
-pairs, not a disk. What is not alike: ours gives pairs of mu+ and mu- in float64 with identifiers, after checks of every
-momentum, and counts what it drops; "uproot" only reads the same branches into awkward arrays, chunk by chunk, and makes
-no pair (its pairs are made for the agreement, outside of the clock); RDataFrame reads on one thread, makes pairs and
-masses in compiled C++ and sums the masses, but keeps no pair. Its graph is built and its expressions are compiled anew
-in each run, as in each of a user's scripts; `--scale` above 1 makes that matter less.
+pairs, not a disk. What is not alike: ours gives pairs of mu+ and mu- in float64 with identifiers, after checks of
+every momentum, and counts what it drops; "uproot" only reads the same branches into awkward arrays, chunk by chunk,
+and makes no pair (its pairs are made for the agreement, outside of the clock); RDataFrame reads on one thread, makes
+pairs and masses in compiled C++ and sums the masses, but keeps no pair. Its graph is built and its expressions are
+compiled anew in each run, as in each of a user's scripts; `--scale` above 1 makes that matter less.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """What a benchmark says of a work and a peer, and how the two are timed: in turns, in one process, the best of rounds.
 
 A busy machine is then busy for both, and a ratio is steadier than the rates of which it is made. The bandwidth of the
-memory is that of the triad a[i] = b[i] + s c[i] in the same rounds. That results agree is found out before anything is
-timed; a work that disagrees has no ratio.
+memory is that of the triad a[i] = b[i] + s c[i] in the same rounds. That results agree is found out before anything
+is timed; a work that disagrees has no ratio.
 
 Not for: what is measured (the other files of this folder), or how rows are shown (`benchmarks.__main__`).
 """
@@ -80,7 +80,8 @@ class Work:
 
     Attributes
     ----------
-    unit : of which rates are numbers a second. bytes_per_unit : that have to be moved; None where arithmetic is the limit.
+    unit : of which rates are numbers a second.
+    bytes_per_unit : that have to be moved; None where arithmetic is the limit.
     peers : makers of those that the package depends on anyhow. others : of the rest; ImportError is "not installed".
     aims : least ratio, by peer. close : called when all rows are there.
     """
