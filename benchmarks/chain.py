@@ -1,7 +1,7 @@
 """Data and simulated J/psi on disk to A, e, M by campaign commands: seconds, memory, pulls of the result.
 
-    python -m benchmarks.chain --pairs 1e6 --folder /tmp/chain
-    python -m benchmarks.chain --pairs 1e8 --folder /scratch/chain --threads 2 --json
+    python -m benchmarks.chain --pairs 1e6 --folder chain
+    python -m benchmarks.chain --pairs 1e8 --folder chain --threads 2 --json
 
 The folder gets as many data as simulated pairs, in NanoAOD-like ROOT files (float32, LZ4) of 5e6 pairs each, from our
 own simulation with a random truth of the usual size and 15 % background; files that are there already are not made
