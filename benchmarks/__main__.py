@@ -30,6 +30,8 @@ os.environ["MUSCLECAL_THREADS"] = "1"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # all of them before numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.peers.all_works import WORKS

@@ -173,8 +173,6 @@ def with_tensorflow(p: Problem) -> Callable[[], Values]:
     need("tensorflow")
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     i, j, plus, minus, square, weight = (
         tf.constant(a) for a in (p.i, p.j, p.plus, p.minus, p.square, p.weight)
     )
