@@ -170,12 +170,12 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
                 axis.plot(one.x, one.seconds, "o-", color=colour, markersize=5.0, label=text)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.yaxis.set_minor_formatter(NullFormatter())
             if label in TICKS:
                 largest = max(x for c in curves if c.axis in names for x in c.x)
                 ticks = [t for t in TICKS[label] if t <= largest]
                 axis.set_xticks(ticks, [str(t) for t in ticks])
-                axis.xaxis.set_minor_formatter(NullFormatter())
             low, high = axis.get_ylim()
             axis.set_ylim(0.7 * low, 3.0 * high)
             axis.set_xlabel(label)
