@@ -129,13 +129,12 @@ def draw(shown: Sequence[Shown], path: Path) -> None:
         ratios = [row["ratio"] for row in drawn]
         axis.barh(range(len(drawn)), ratios, color=FIT, height=0.62)
         for y, row in enumerate(drawn):
-            near = (
-                row["aim"] is not None and 1.0 < row["aim"] / row["ratio"] < 2.5
-            )  # the text would hide the mark
+            near = row["aim"] is not None and 1.0 < row["aim"] / row["ratio"] < 2.5
+            beside = row["aim"] if near else row["ratio"]  # the text must not hide the mark
             if row["aim"] is not None:
                 axis.plot([row["aim"]] * 2, [y - 0.42, y + 0.42], color=TRUTH, linewidth=2.4, label="_")
             axis.annotate(
-                number(row["ratio"], 2), (row["aim"] if near else row["ratio"], y), (5, 0), textcoords="offset points", va="center",
+                number(row["ratio"], 2), (beside, y), (5, 0), textcoords="offset points", va="center",
                 fontsize=11.0, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )  # fmt: skip
         axis.plot([], [], color=TRUTH, linewidth=2.4, label="aim")

@@ -241,7 +241,7 @@ def with_scipy(masses: Masses) -> Callable[[int], tuple[float, float, float, boo
 class RooFit:
     """RooGaussian + RooExponential, extended; one likelihood that is given one histogram after the other.
 
-    This, with the vectorised backend and strategy 0, was the fastest of what was tried: 2.5 times as fast as `fitTo`
+    This, with the vectorised backend and strategy 0, was the fastest of what was tried: twice as fast as `fitTo`
     of each. With RooMinimizer's own tolerance (1) means end 0.002 of an error away, with 0.1 half of that, at no cost.
     """
 
