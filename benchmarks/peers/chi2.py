@@ -4,10 +4,10 @@ All minimise the same chi2 of s^2 and give values and covariance; "theirs" is ha
 from its record (bin numbers, weights) outside of the clock. What is not alike: ours solves linear equations
 (Gauss-Newton, three times, with sparse matrices) and reports rank and condition; iminuit (MIGRAD, strategy 0)
 minimises a function of 144 parameters with its analytic gradient in numpy, in units of the size of an error and with
-e about the mean curvature and is spared HESSE, which takes 11,000 calls: its
-covariance is the inverse of the normal matrix, by scipy. "iminuit g2" is also handed the diagonal of the Hessian in
-units in which it is one: nearly the solution, and more than a user has who does not solve the linear problem.
-TensorFlow takes Newton's steps with the Hessian of automatic differentiation, compiled before the clock starts.
+e about the mean curvature and is spared HESSE, which takes 11,000 calls: its covariance is the inverse of the normal
+matrix, by scipy. "iminuit g2" is also handed the diagonal of the Hessian in units in which it is one: nearly the
+solution, and more than a user has who does not solve the linear problem. TensorFlow takes Newton's steps with the
+Hessian of automatic differentiation, compiled before the clock starts.
 """
 
 from collections.abc import Callable

@@ -4,9 +4,9 @@ All start from the same six columns (float64) in memory and end with counts; in 
 What is not alike: ours also sums eight quantities of each pair for every 4D bin (k, 1/k, f, 1/k^2 of both muons),
 which none of the peers do; ours keeps occupied 4D bins alone, theirs are dense (921,600 cells). numpy computes the
 mass in columns, so it moves them through memory several times; numpy.histogramdd and RDataFrame search all axes by
-bisection. boost-histogram has regular axes in eta and in ln m (its logarithmic
-transform finds a bin four times as fast as a search of edges does). RDataFrame is told of numpy's memory without a copy, and
-its C++ is compiled before the clock starts, but each run builds its graph anew, for a graph runs but once.
+bisection. boost-histogram has regular axes in eta and in ln m (its logarithmic transform finds a bin four times as
+fast as a search of edges does). RDataFrame is told of numpy's memory without a copy, and its C++ is compiled before
+the clock starts, but each run builds its graph anew, for a graph runs but once.
 """
 
 from collections.abc import Callable
