@@ -77,7 +77,7 @@ def reference(matrix: Floats, product: Floats, room: Floats, units: int, planes:
                 product[i, j] = room[i, j]
         for _ in range(angles):
             angle = np.sin(angle) + np.cos(angle)
-    return angle + product[0, 0]
+    return float(angle + product[0, 0])
 
 
 def taken(run: Callable[[], object]) -> Seconds:
