@@ -44,6 +44,8 @@ _NO_RESPONSE = (
     "weights: no response.npz beside these tables: export them with export.response in the campaign file"
 )
 _BLOCK = 1 << 17
+_MOST_BINS = 50_000
+"""Of the narrowest kind on an eta axis."""
 """Muons a thread takes at a time."""
 _REAL = ("real", "real", "real", "real")
 
@@ -80,7 +82,11 @@ class Correction:
 
     @cached_property
     def _axis(self) -> SearchAxis:
-        return search_axis(self.tables.eta_edges)
+        edges = self.tables.eta_edges
+        narrowest, span = float(np.diff(edges).min()), float(edges[-1] - edges[0])
+        if span > _MOST_BINS * narrowest:
+            raise InputError(f"eta_edges: bins from {narrowest:g} to {span:g} wide are not one axis")
+        return search_axis(edges)
 
     @cached_property
     def _grid(self) -> EtaGrid | None:
