@@ -44,9 +44,9 @@ _NO_RESPONSE = (
     "weights: no response.npz beside these tables: export them with export.response in the campaign file"
 )
 _BLOCK = 1 << 17
+"""Muons a thread takes at a time."""
 _MOST_BINS = 50_000
 """Of the narrowest kind on an eta axis."""
-"""Muons a thread takes at a time."""
 _REAL = ("real", "real", "real", "real")
 
 

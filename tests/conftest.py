@@ -19,6 +19,17 @@ os.environ.setdefault(
 )  # before numpy is imported: several workers share the processors
 
 
+_OF_BENCHMARKS = ["test_benchmarks.py", "test_speed.py"]
+collect_ignore = [] if (Path(__file__).parents[1] / "benchmarks").is_dir() else _OF_BENCHMARKS
+
+
+def pytest_report_header() -> str | None:
+    """Benchmarks are no part of the package: tests of an installed one do without."""
+    return (
+        f"no benchmarks beside these tests: without {', '.join(collect_ignore)}" if collect_ignore else None
+    )
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _numbers_of_module(request: pytest.FixtureRequest) -> "Generator | None":
     """``RNG`` of a module of tests as it was before the first of them."""
