@@ -261,6 +261,7 @@ class TestCommands:
         command("fill", *at, "--scheduler", "local:2")
         assert histogram(folder) == whole
 
+    @pytest.mark.slow
     def test_sums_of_modules_are_the_same_to_the_bit(self, tmp_path: Path, command: Command) -> None:
         detector = barrel_tracker()
         settings = SimulationSettings(resonance("Jpsi"), (3.5, 40.0), (-0.8, 0.8), (2.6, 3.5))
