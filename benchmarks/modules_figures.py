@@ -137,6 +137,8 @@ def draw_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
                 axis.set_ylabel(what)
                 axis.legend(loc="best")
             axes[1, column].set_xlabel(label)
+            axes[1, column].set_xticks(x, [f"{value:,}" for value in x])
+            axes[1, column].set_xticks([], minor=True)
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
