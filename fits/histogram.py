@@ -105,9 +105,7 @@ class MassSums:
     def __add__(self, other: "MassSums") -> "MassSums":
         """Raises InputError where one has generator-level muons and the other has none; OverflowError."""
         names = (*self.flows, *(name for name in other.flows if name not in self.flows))
-        flows = {
-            name: self.flows.get(name, CutFlow()) + other.flows.get(name, CutFlow()) for name in sorted(names)
-        }
+        flows = {name: self.flows.get(name, CutFlow()) + other.flows.get(name, CutFlow()) for name in names}
         if self.sums is None or other.sums is None:
             return replace(other if self.sums is None else self, flows=flows)
         if self.with_generator != other.with_generator:

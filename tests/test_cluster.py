@@ -169,10 +169,14 @@ passes = 1
 eta_bins = 4
 [resonances.Jpsi]
 pt_edges = [4.0, 6.5, 40.0]
-[samples.data]
+[samples.later]
 resonance = "Jpsi"
 kind = "data"
-files = ["data_*.parquet"]
+files = ["data_[12].parquet"]
+[samples.earlier]
+resonance = "Jpsi"
+kind = "data"
+files = ["data_0.parquet"]
 [samples.mc]
 resonance = "Jpsi"
 kind = "simulation"

@@ -97,9 +97,9 @@ class CutFlow:
     counts: tuple[int, ...] = ()
 
     def __add__(self, other: "CutFlow") -> "CutFlow":
-        """Two chunks of one sample together. The steps must be the same."""
-        if not self.names:
-            return other
+        """Two chunks of one sample together. The steps must be the same, if there are any."""
+        if not self.names or not other.names:
+            return self if self.names else other
         if self.names != other.names:
             raise ValueError(f"cut flows of different steps: {self.names} and {other.names}")
         return CutFlow(self.names, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
