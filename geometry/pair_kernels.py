@@ -78,6 +78,13 @@ def _place(column: int, muon: int) -> int:
 
 
 @innermost
+def _set_unity(matrix: Floats) -> None:
+    matrix[:, :] = 0.0
+    for k in range(len(matrix)):
+        matrix[k, k] = 1.0
+
+
+@innermost
 def _follow(
     hits: Hits, n: int, muon: int, planes: Planes, parameters: Floats, with_parameters: bool, local: Floats, fit: Fit,
     start: Floats, unity: Floats,
@@ -140,9 +147,7 @@ def fit_pair(
     less than ``tolerance``; that step is still made.
     """
     start, unity, mass_row = work[0, :6], work[1:7, :6], work[7, :N_PAIR]
-    unity[:, :] = 0.0
-    for k in range(6):
-        unity[k, k] = 1.0
+    _set_unity(unity)
     chi2 = math.nan
     for _ in range(most_steps):
         matrix[:, :] = 0.0
@@ -198,6 +203,7 @@ def eliminate(
     diagonal, ``g`` (n P,); ``projected`` (9, n P) is room for L_H^-1 A^T G.
     """
     start, unity, mass_row = work[0, :6], work[1:7, :6], work[7, :N_PAIR]
+    _set_unity(unity)
     n_slot = parameters.shape[1]
     matrix[:, :] = 0.0
     vector[:] = 0.0

@@ -8,6 +8,7 @@ Not for: single tracks (`musclecal.geometry.refit`), or the formulas (`musclecal
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,10 @@ from musclecal.geometry.refit import (
     STEPS,
     RefitCuts,
     checked_parameters,
-    fit_clean,
+    fit_block,
     hits_of,
+    joined,
+    without_taken_out,
 )
 from musclecal.geometry.refit_kernels import CONVERGED, Fit, Hits, new_fit, wrapped
 from musclecal.geometry.small_matrices import inverse_of
@@ -78,73 +81,35 @@ class _Room(NamedTuple):
     """Arrays that the fits of one block of pairs are made in; ``fit`` serves one muon after the other."""
 
     fit: Fit
-    with_parameters: Fit
-    plus: Floats
-    minus: Floats
-    local: Floats
-    covariance: Floats
     matrix: Floats
     vector: Floats
     work: Floats
-    track_work: Floats
-    column: Floats
-    projected: Floats
 
 
 @kernel
-def _new_room(n_max: int, n_slot: int) -> _Room:
-    """``n_slot`` 0: no parameters."""
+def _new_room(n_max: int) -> _Room:
+    """For tracks with ``n_max`` planes."""
     return _Room(
-        new_fit(n_max, 6, 0), new_fit(n_max, 6, n_slot * n_max), np.empty((2, n_max)), np.empty((2, n_max)),
-        np.empty(N_TRACK), np.empty((N_TRACK, N_TRACK)), np.empty((N_PAIR, N_PAIR)), np.empty(N_PAIR),
-        np.empty((13, N_PAIR)), np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1)),
-        np.empty((N_PAIR, 2 * n_max * n_slot)),
-    )  # fmt: skip
-
-
-@kernel
-def _fit_free(
-    plus: Hits, n_plus: int, minus: Hits, n_minus: int, planes: Planes, parameters: Floats, cuts: RefitCuts,
-    local: Floats, room: _Room,
-) -> tuple[int, float, int, int]:  # fmt: skip
-    """Fit of a pair without mass, started from fits of its tracks. Status, chi2, ndf, coordinates taken out."""
-    ndf, taken = 2 * N_TRACK - N_PAIR, 0
-    local[6:] = 0.0
-    for muon in range(2):
-        hits, n = (plus, n_plus) if muon == 0 else (minus, n_minus)
-        status, _, n_free, rejected = fit_clean(
-            hits, n, planes, parameters, room.local, room.covariance, room.fit, room.track_work, room.column, cuts,
-            _START_TOLERANCE,
-        )  # fmt: skip
-        if status != CONVERGED:
-            return status, math.nan, 0, 0
-        local[3 * muon : 3 * muon + 3] = room.local[:3]
-        d = room.local[3]
-        local[6] -= 0.5 * d * math.sin(room.local[2])
-        local[7] += 0.5 * d * math.cos(room.local[2])
-        local[8] += 0.5 * room.local[4]
-        ndf += n_free
-        taken += rejected
-    status, chi2 = fit_pair(
-        plus, n_plus, minus, n_minus, planes, parameters, local, 0.0, math.inf, room.fit, room.matrix, room.vector,
-        room.work, STEPS, cuts.tolerance,
-    )  # fmt: skip
-    return status, chi2, ndf, taken
+        new_fit(n_max, 6, 0), np.empty((N_PAIR, N_PAIR)), np.empty(N_PAIR), np.empty((13, N_PAIR))
+    )
 
 
 @kernel
 def _fit_pairs(
-    pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, cuts: RefitCuts, local: Floats, covariance: Floats,
-    mass: Floats, mass_sigma: Floats, chi2: Floats, ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
+    module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
+    parameters: Floats, tolerance: float, local: Floats, covariance: Floats, mass: Floats, mass_sigma: Floats,
+    chi2: Floats, status: NDArray[np.int8],
 ) -> None:  # fmt: skip
-    room = _new_room(module.shape[1], 0)
-    for t in range(len(pairs)):
-        plus, n_plus = hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
-        minus, n_minus = hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
-        status[t], chi2[t], ndf[t], rejected[t] = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, cuts, local[t], room
-        )
+    """Fits of tracks 2 t and 2 t + 1 without their mass, where ``status`` allows it; ``local`` is the start value."""
+    room = _new_room(module.shape[1])
+    for t in range(len(local)):
+        if status[t] == CONVERGED:
+            plus, n_plus = hits_of(2 * t, module, u, v, sigma_u, sigma_v)
+            minus, n_minus = hits_of(2 * t + 1, module, u, v, sigma_u, sigma_v)
+            status[t], chi2[t] = fit_pair(
+                plus, n_plus, minus, n_minus, planes, parameters, local[t], 0.0, math.inf, room.fit, room.matrix,
+                room.vector, room.work, STEPS, tolerance,
+            )  # fmt: skip
         if status[t] != CONVERGED:
             local[t, :] = math.nan
             covariance[t, :, :] = math.nan
@@ -154,6 +119,36 @@ def _fit_pairs(
         mass[t], variance = mass_variance(local[t], room.matrix, planes.muon_mass, room.work)
         mass_sigma[t] = math.sqrt(variance)
         local[t, 2], local[t, 5] = wrapped(local[t, 2]), wrapped(local[t, 5])
+
+
+def _fit_block(
+    tracks: Tracks, pairs: NDArray[np.int32], planes: Planes, parameters: Floats, cuts: RefitCuts
+) -> tuple[Tracks, PairRefits]:
+    """Fits of a few pairs, each started from those of its tracks; and these tracks, two a pair, without what is out."""
+    n = len(pairs)
+    tracks = tracks.select(pairs.ravel())
+    single = fit_block(tracks, planes, parameters, cuts._replace(tolerance=_START_TOLERANCE))
+    u, v = without_taken_out(tracks, single.taken_out)
+    tracks = replace(tracks, u=u, v=v)
+    plus, minus = single.status.reshape(n, 2).T
+    status = np.where(plus != CONVERGED, plus, minus)
+    out = PairRefits(
+        _vertex_start(single.local.reshape(n, 2, N_TRACK)), np.zeros((n, N_PAIR, N_PAIR)), np.zeros(n), np.zeros(n),
+        np.zeros(n), np.where(status == CONVERGED, single.ndf.reshape(n, 2).sum(axis=1) + 2 * N_TRACK - N_PAIR, 0),
+        status, np.where(status == CONVERGED, single.rejected.reshape(n, 2).sum(axis=1), 0).astype(np.int8),
+    )  # fmt: skip
+    _fit_pairs(
+        tracks.module, u, v, tracks.sigma_u, tracks.sigma_v, planes, parameters, cuts.tolerance, out.local,
+        out.covariance, out.mass, out.mass_sigma, out.chi2, out.status,
+    )  # fmt: skip
+    return tracks, out
+
+
+def _vertex_start(local: Floats) -> Floats:
+    """(n, 9) start of pairs from their tracks (n, 2, 5): the vertex half way between the points at the beam line."""
+    phi, d, z = local[:, :, 2], local[:, :, 3], local[:, :, 4]
+    vertex = np.stack([-d * np.sin(phi), d * np.cos(phi), z], axis=2).mean(axis=1)
+    return np.concatenate([local[:, 0, :3], local[:, 1, :3], vertex], axis=1)
 
 
 def refit_pairs(
@@ -173,23 +168,11 @@ def refit_pairs(
     """
     parameters = checked_parameters(tracks, planes, parameters)
     pairs = _checked_pairs(tracks, pairs)
-    n = len(pairs)
-    out = PairRefits(
-        np.zeros((n, N_PAIR)), np.zeros((n, N_PAIR, N_PAIR)), np.zeros(n), np.zeros(n), np.zeros(n),
-        np.zeros(n, np.int64), np.zeros(n, np.int8), np.zeros(n, np.int8),
-    )  # fmt: skip
 
-    def block(first: int) -> None:
-        part = slice(first, first + BLOCK)
-        _fit_pairs(
-            pairs[part], tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, parameters,
-            cuts, out.local[part], out.covariance[part], out.mass[part],
-            out.mass_sigma[part], out.chi2[part], out.ndf[part], out.status[part], out.rejected[part],
-        )  # fmt: skip
+    def block(first: int) -> PairRefits:
+        return _fit_block(tracks, pairs[first : first + BLOCK], planes, parameters, cuts)[1]
 
-    for _ in in_order(block, range(0, n, BLOCK)):
-        pass
-    return out
+    return joined(in_order(block, range(0, max(len(pairs), 1), BLOCK)))
 
 
 def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -205,33 +188,26 @@ def _checked_pairs(tracks: Tracks, pairs: NDArray[np.int32]) -> NDArray[np.int32
 
 @kernel
 def _contribute(
-    pairs: NDArray[np.int32], module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats,
-    planes: Planes, parameters: Floats, cuts: RefitCuts, measured: _MassRow,
+    module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
+    parameters: Floats, cuts: RefitCuts, measured: _MassRow, local: Floats,
     units: NDArray[np.int32], matrix: Floats, vector: Floats, chi2: Floats, ndf: Ints, good: NDArray[np.bool_],
-    mass: Floats, mass_sigma: Floats, against_charge: NDArray[np.bool_],
+    mass: Floats, mass_sigma: Floats,
 ) -> None:  # fmt: skip
-    n_slot = parameters.shape[1]
-    room = _new_room(module.shape[1], n_slot)
-    local = np.empty(N_PAIR)
-    for t in range(len(pairs)):
+    """Of the pairs that are ``good``; ``local`` is their fit without mass, which is changed."""
+    n_max, n_slot = module.shape[1], parameters.shape[1]
+    room = _new_room(n_max)
+    with_parameters = new_fit(n_max, 6, n_slot * n_max)
+    projected = np.empty((N_PAIR, 2 * n_max * n_slot))
+    for t in range(len(local)):
         units[t, :] = -1
-        good[t] = against_charge[t] = False
-        mass[t] = mass_sigma[t] = math.nan
-        plus, n_plus = hits_of(pairs[t, 0], module, u, v, sigma_u, sigma_v, room.plus)
-        minus, n_minus = hits_of(pairs[t, 1], module, u, v, sigma_u, sigma_v, room.minus)
-        status, chi2[t], ndf[t], _ = _fit_free(
-            plus, n_plus, minus, n_minus, planes, parameters, cuts, local, room
-        )
-        if status != CONVERGED or not chi2[t] <= cuts.chi2_per_ndf * ndf[t]:
+        if not good[t]:
             continue
-        mass[t], variance = mass_variance(local, room.matrix, planes.muon_mass, room.work)
-        mass_sigma[t] = math.sqrt(variance)
-        against_charge[t] = local[0] < 0.0 or local[3] > 0.0
-        if against_charge[t] or not measured.low <= mass[t] < measured.high:
-            continue
+        good[t] = False
+        plus, n_plus = hits_of(2 * t, module, u, v, sigma_u, sigma_v)
+        minus, n_minus = hits_of(2 * t + 1, module, u, v, sigma_u, sigma_v)
         wanted, sigma = measured.log_target, measured.width
         if math.isfinite(sigma):
-            resolution = variance / (mass[t] * mass[t])
+            resolution = (mass_sigma[t] / mass[t]) ** 2
             wanted += measured.growth[0] * math.sqrt(resolution) + measured.growth[1] * resolution
             expected = resolution + sigma * sigma
             far = abs(math.log(mass[t]) - wanted) / math.sqrt(expected)
@@ -239,14 +215,14 @@ def _contribute(
                 sigma = math.sqrt(expected * far / measured.robust - resolution)
             ndf[t] += 1
             status, chi2[t] = fit_pair(
-                plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.fit, room.matrix,
+                plus, n_plus, minus, n_minus, planes, parameters, local[t], wanted, sigma, room.fit, room.matrix,
                 room.vector, room.work, STEPS, cuts.tolerance,
             )  # fmt: skip
             if status != CONVERGED:
                 continue
         n_units = eliminate(
-            plus, n_plus, minus, n_minus, planes, parameters, local, wanted, sigma, room.with_parameters, room.matrix,
-            room.vector, room.work, units[t], room.projected, matrix[t], vector[t],
+            plus, n_plus, minus, n_minus, planes, parameters, local[t], wanted, sigma, with_parameters, room.matrix,
+            room.vector, room.work, units[t], projected, matrix[t], vector[t],
         )  # fmt: skip
         good[t] = n_units > 0 and _largest_pull(matrix[t], vector[t], n_units * n_slot) < cuts.gradient
         units[t, max(n_units, 0) :] = -1
@@ -300,16 +276,19 @@ def contributions(
     n_max, n_slot = 2 * tracks.module.shape[1], values.shape[1]
 
     def block(first: int) -> Contributions:
-        part = pairs[first : first + BLOCK]
-        n = len(part)
+        fitted, free = _fit_block(tracks, pairs[first : first + BLOCK], planes, values, cuts)
+        n = len(free.mass)
+        kept = (free.status == CONVERGED) & (free.chi2 <= cuts.chi2_per_ndf * free.ndf)
+        against_charge = kept & ((free.local[:, 0] < 0.0) | (free.local[:, 3] > 0.0))
+        good = kept & ~against_charge & (measured.low <= free.mass) & (free.mass < measured.high)
         out = Contributions(
             np.empty((n, n_max), np.int32), np.empty((n, n_max * n_slot, n_max * n_slot)),
-            np.empty((n, n_max * n_slot)), np.empty(n), np.empty(n, np.int64), np.empty(n, np.bool_), np.empty(n),
-            np.empty(n), np.empty(n, np.bool_),
+            np.empty((n, n_max * n_slot)), free.chi2, free.ndf, good, np.where(kept, free.mass, math.nan),
+            np.where(kept, free.mass_sigma, math.nan), against_charge,
         )  # fmt: skip
         _contribute(
-            part, tracks.module, tracks.u, tracks.v, tracks.sigma_u, tracks.sigma_v, planes, values,
-            cuts, measured, *out,
+            fitted.module, fitted.u, fitted.v, fitted.sigma_u, fitted.sigma_v, planes, values, cuts, measured,
+            free.local, *out[:-1],
         )  # fmt: skip
         return out
 

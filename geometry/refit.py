@@ -7,7 +7,9 @@ Not for: reading hits, pattern recognition, pairs (`musclecal.geometry.pair_refi
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +30,14 @@ from musclecal.geometry.refit_kernels import (
     wrapped,
 )
 from musclecal.geometry.trace import Planes
-from musclecal.records import Floats, Ints, Refits, Tracks
+from musclecal.records import Floats, Ints, PairRefits, Refits, Tracks
 
 __all__ = [
-    "BLOCK", "DEFAULT_CUTS", "N_TRACK", "STEPS", "RefitCuts", "checked_parameters", "corrected_local", "fit_clean",
-    "hits_of", "module_jacobians", "refit_tracks",
+    "BLOCK", "DEFAULT_CUTS", "N_TRACK", "STEPS", "RefitCuts", "checked_parameters", "corrected_local", "fit_block",
+    "hits_of", "joined", "module_jacobians", "refit_tracks", "without_taken_out",
 ]  # fmt: skip
+
+_R = TypeVar("_R", Refits, PairRefits)
 
 N_TRACK = 5
 """Local parameters of a track."""
@@ -66,37 +70,34 @@ DEFAULT_CUTS = RefitCuts()
 
 @kernel
 def hits_of(
-    track: int,
-    module: NDArray[np.int32],
-    u: Floats,
-    v: Floats,
-    sigma_u: Floats,
-    sigma_v: Floats,
-    values: Floats,
-) -> tuple[Hits, int]:
-    """The hits of a track, u and v copied into ``values`` (2, n_max), and how many planes there are."""
+    track: int, module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats
+) -> tuple[Hits, int]:  # fmt: skip
+    """The hits of a track, and how many planes there are."""
     n = 0
     while n < module.shape[1] and module[track, n] >= 0:
-        values[0, n] = u[track, n]
-        values[1, n] = v[track, n]
         n += 1
-    return Hits(module[track], values[0], values[1], sigma_u[track], sigma_v[track]), n
+    return Hits(module[track], u[track], v[track], sigma_u[track], sigma_v[track]), n
 
 
 @kernel
-def fit_clean(
+def _fit_clean(
     hits: Hits, n: int, planes: Planes, parameters: Floats, local: Floats, covariance: Floats, fit: Fit, work: Floats,
-    column: Floats, cuts: RefitCuts, tolerance: float,
+    column: Floats, cuts: RefitCuts,
 ) -> tuple[int, float, int, int]:  # fmt: skip
-    """Fit from a seed, without the worst coordinates. Status, chi2, ndf, how many were taken out.
+    """Fit from a seed, without the worst coordinates, which are nan then. Status, chi2, ndf, how many were taken out.
 
     A coordinate that is far off can keep a fit from its end: then, too, it is taken out.
     """
-    if not seed(hits, n, planes, local):
-        return TOO_FEW_HITS, math.nan, 0, 0
-    status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
     rejected = 0
-    while status in (CONVERGED, DID_NOT_CONVERGE) and rejected < cuts.most_rejected:
+    while True:
+        # Again after a coordinate is out: a start from one that is far off can end on the same helix, followed backwards
+        if not seed(hits, n, planes, local) and rejected == 0:
+            return TOO_FEW_HITS, math.nan, 0, 0
+        status, chi2 = fit_track(
+            hits, n, planes, parameters, local, covariance, fit, STEPS, cuts.tolerance, work
+        )
+        if status not in (CONVERGED, DID_NOT_CONVERGE) or rejected >= cuts.most_rejected:
+            break
         if fit.n[0] - N_TRACK <= 1 or chi2 < cuts.hit_chi2:
             break
         worst, gain = outlier_chi2(fit, N_TRACK, work[7:12, :N_TRACK], column)
@@ -108,9 +109,6 @@ def fit_clean(
         else:
             hits.v[row // 2] = math.nan
         rejected += 1
-        # A start from a coordinate that is far off can end on the same helix, followed backwards
-        seed(hits, n, planes, local)
-        status, chi2 = fit_track(hits, n, planes, parameters, local, covariance, fit, STEPS, tolerance, work)
     return status, chi2, fit.n[0] - N_TRACK if status == CONVERGED else 0, rejected
 
 
@@ -118,25 +116,39 @@ def fit_clean(
 def _fit_tracks(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
     parameters: Floats, cuts: RefitCuts, local: Floats, covariance: Floats, chi2: Floats,
-    ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8], taken_out: NDArray[np.int8],
+    ndf: Ints, status: NDArray[np.int8], rejected: NDArray[np.int8],
 ) -> None:  # fmt: skip
+    """What is taken out is nan in ``u`` and ``v`` afterwards."""
     n_max = module.shape[1]
-    fit, values = new_fit(n_max, N_TRACK, 0), np.empty((2, n_max))
+    fit = new_fit(n_max, N_TRACK, 0)
     work, column = np.empty((13, 6)), np.empty((2 * n_max + N_TRACK, 1))
     for t in range(module.shape[0]):
-        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v, values)
-        status[t], chi2[t], ndf[t], rejected[t] = fit_clean(
-            hits, n, planes, parameters, local[t], covariance[t], fit, work, column, cuts, cuts.tolerance
-        )  # fmt: skip
-        for i in range(n):
-            taken_out[t, i] = np.isnan(hits.u[i]) and not np.isnan(u[t, i])
-            taken_out[t, i] += 2 * (np.isnan(hits.v[i]) and not np.isnan(v[t, i]))
+        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v)
+        status[t], chi2[t], ndf[t], rejected[t] = _fit_clean(
+            hits, n, planes, parameters, local[t], covariance[t], fit, work, column, cuts
+        )
         if status[t] != CONVERGED:
             local[t, :] = math.nan
             covariance[t, :, :] = math.nan
             chi2[t] = math.nan
         else:
             local[t, 2] = wrapped(local[t, 2])
+
+
+def fit_block(tracks: Tracks, planes: Planes, parameters: Floats, cuts: RefitCuts) -> Refits:
+    """`refit_tracks` of a few tracks in this thread."""
+    n = len(tracks.module)
+    u, v = tracks.u.copy(), tracks.v.copy()
+    out = Refits(
+        np.zeros((n, N_TRACK)), np.zeros((n, N_TRACK, N_TRACK)), np.zeros(n), np.zeros(n, np.int64),
+        np.zeros(n, np.int8), np.zeros(n, np.int8), np.zeros(u.shape, np.int8),
+    )  # fmt: skip
+    _fit_tracks(
+        tracks.module, u, v, tracks.sigma_u, tracks.sigma_v, planes, parameters, cuts, out.local, out.covariance,
+        out.chi2, out.ndf, out.status, out.rejected,
+    )  # fmt: skip
+    out.taken_out[:] = (np.isnan(u) & ~np.isnan(tracks.u)) + 2 * (np.isnan(v) & ~np.isnan(tracks.v))
+    return out
 
 
 def refit_tracks(
@@ -153,45 +165,39 @@ def refit_tracks(
     InputError : a module that the detector does not have, hits or parameters of another shape.
     """
     parameters = checked_parameters(tracks, planes, parameters)
-    n = len(tracks.module)
-    out = Refits(
-        np.zeros((n, N_TRACK)), np.zeros((n, N_TRACK, N_TRACK)), np.zeros(n), np.zeros(n, np.int64),
-        np.zeros(n, np.int8), np.zeros(n, np.int8), np.zeros(tracks.module.shape, np.int8),
-    )  # fmt: skip
 
-    def block(first: int) -> None:
-        part = slice(first, first + BLOCK)
-        _fit_tracks(
-            tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
-            parameters, cuts, out.local[part], out.covariance[part], out.chi2[part],
-            out.ndf[part], out.status[part], out.rejected[part], out.taken_out[part],
-        )  # fmt: skip
+    def block(first: int) -> Refits:
+        return fit_block(tracks.select(slice(first, first + BLOCK)), planes, parameters, cuts)
 
-    for _ in in_order(block, range(0, n, BLOCK)):
-        pass
-    return out
+    return joined(in_order(block, range(0, max(len(tracks), 1), BLOCK)))
+
+
+def joined(parts: Iterable[_R]) -> _R:
+    """One record of arrays from those of blocks, of which there is one at least."""
+    blocks = list(parts)
+    names = [field.name for field in fields(blocks[0])]
+    return type(blocks[0])(*(np.concatenate([getattr(block, name) for block in blocks]) for name in names))
+
+
+def without_taken_out(tracks: Tracks, taken_out: NDArray[np.int8]) -> tuple[Floats, Floats]:
+    """u and v (n, n_max) of tracks, nan where a fit left them out."""
+    return np.where(taken_out & 1, math.nan, tracks.u), np.where(taken_out & 2, math.nan, tracks.v)
 
 
 @kernel
 def _jacobians(
     module: NDArray[np.int32], u: Floats, v: Floats, sigma_u: Floats, sigma_v: Floats, planes: Planes,
-    parameters: Floats, local: Floats, status: NDArray[np.int8], taken_out: NDArray[np.int8],
-    units: NDArray[np.int32], jacobian: Floats,
+    parameters: Floats, local: Floats, status: NDArray[np.int8], units: NDArray[np.int32], jacobian: Floats,
 ) -> None:  # fmt: skip
     n_max = module.shape[1]
-    fit, values = new_fit(n_max, N_TRACK, parameters.shape[1] * n_max), np.empty((2, n_max))
+    fit = new_fit(n_max, N_TRACK, parameters.shape[1] * n_max)
     work = np.empty((13, 6))
     for t in range(module.shape[0]):
         units[t, :] = -1
         jacobian[t, :, :] = 0.0
         if status[t] != CONVERGED:
             continue
-        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v, values)
-        for i in range(n):
-            if taken_out[t, i] & 1:
-                hits.u[i] = math.nan
-            if taken_out[t, i] & 2:
-                hits.v[i] = math.nan
+        hits, n = hits_of(t, module, u, v, sigma_u, sigma_v)
         n_unit = track_jacobian(hits, n, planes, parameters, local[t], fit, work, units[t], jacobian[t])
         units[t, max(n_unit, 0) :] = -1
 
@@ -217,10 +223,11 @@ def module_jacobians(
 
     def block(first: int) -> None:
         part = slice(first, first + BLOCK)
+        here = tracks.select(part)
+        u, v = without_taken_out(here, refits.taken_out[part])
         _jacobians(
-            tracks.module[part], tracks.u[part], tracks.v[part], tracks.sigma_u[part], tracks.sigma_v[part], planes,
-            parameters, refits.local[part], refits.status[part], refits.taken_out[part], units[part],
-            jacobian[part],
+            here.module, u, v, here.sigma_u, here.sigma_v, planes, parameters, refits.local[part],
+            refits.status[part], units[part], jacobian[part],
         )  # fmt: skip
 
     for _ in in_order(block, range(0, n, BLOCK)):

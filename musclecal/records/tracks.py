@@ -47,8 +47,8 @@ class Tracks:
         """(n,) hits of each track; u and v of a pixel are one hit."""
         return np.sum(np.isfinite(self.u), axis=1)
 
-    def select(self, which: NDArray[np.bool_] | Ints) -> "Tracks":
-        """The tracks of a mask or of indices."""
+    def select(self, which: NDArray[np.bool_] | NDArray[np.signedinteger] | slice) -> "Tracks":
+        """The tracks of a mask, of indices, or of a slice (views of the arrays then)."""
         return Tracks(
             self.charge[which], self.module[which], self.u[which], self.v[which], self.sigma_u[which],
             self.sigma_v[which], self.event[which], None if self.truth is None else self.truth[which],
