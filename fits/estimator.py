@@ -24,36 +24,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musclecal.compiled import kernel
-from musclecal.fits.likelihood import BACKGROUNDS, _probabilities
+from musclecal.fits.likelihood import BACKGROUNDS, expected_shares
 from musclecal.fits.shapes import SignalModel
-from musclecal.records import Floats, Ints
+from musclecal.records import Floats
 
 __all__ = ["ScoreMoments", "score_moments"]
 
 _FLOOR = 1e-12
 _STEPS = np.array([1e-4, 1e-3, 1e-4, 1e-3])
 _ROWS = 128
-
-
-@kernel
-def _shares(
-    form: int, low: float, step: float, reference: float, origin: float, spacing: float, tables: Floats,
-    table_of: Ints, background: int, theta: Floats, p: Floats, dp: Floats,
-) -> None:  # fmt: skip
-    n_mass = p.shape[1]
-    cdf, lines = np.zeros((5, n_mass + 1)), np.empty((3, n_mass + tables.shape[1] + 1))
-    for n in range(theta.shape[0]):
-        _probabilities(form, low, step, reference, origin, spacing, tables[table_of[n]], background, theta[n],
-                       p[n], dp[n], cdf, lines)  # fmt: skip
-
-
-def _expected(model: SignalModel, kind: int, theta: Floats) -> tuple[Floats, Floats]:
-    """p (n_bin, n_mass) and its derivatives (n_bin, 4, n_mass)."""
-    p, dp = np.empty((len(theta), model.n_mass)), np.empty((len(theta), 4, model.n_mass))
-    _shares(model.form, model.low, model.step, model.reference, model.origin, model.spacing, model.tables,
-            model.table_of, kind, np.ascontiguousarray(theta), p, dp)  # fmt: skip
-    return np.maximum(p, _FLOOR), dp
 
 
 @dataclass(frozen=True)
@@ -89,12 +68,13 @@ def _moments(
 ) -> tuple[Floats, Floats, Floats]:
     free = np.ones((len(theta), 4))
     free[:, 2:] = ((theta[:, 2] > 0.0) & (kind > 0))[:, None]
-    p, first = _expected(model, kind, theta)
+    p, first = expected_shares(model, kind, theta)
+    p = np.maximum(p, _FLOOR)
     second = np.empty((len(theta), 4, 4, model.n_mass))
     for c in range(4):
         shift = np.zeros(4)
         shift[c] = _STEPS[c]
-        up, down = _expected(model, kind, theta + shift)[1], _expected(model, kind, theta - shift)[1]
+        up, down = (expected_shares(model, kind, theta + sign * shift)[1] for sign in (1.0, -1.0))
         second[:, :, c] = (up - down) / (2.0 * _STEPS[c])
     second = (
         0.5 * (second + second.transpose(0, 2, 1, 3)) * (free[:, :, None] * free[:, None, :])[:, :, :, None]

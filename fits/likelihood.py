@@ -8,8 +8,7 @@ With n events in a window the extended likelihood has its maximum at a total yie
 (s scale, w relative width, b background fraction, tau background slope), with
 weak priors on tau and, if asked, on w. A step solves
 :math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information; parameters that push against a
-bound are frozen for that step. The covariance is the inverse of the observed Hessian H, by central differences of the
-analytic gradient; for counts whose variance is not their value (weighted simulation, background added without noise)
+bound are frozen for that step. The covariance is the inverse of the observed Hessian H, analytic as well; for counts whose variance is not their value (weighted simulation, background added without noise)
 it is :math:`H^{-1} J H^{-1}` with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance
 of n_i.
 
@@ -18,15 +17,17 @@ Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.m
 
 import math
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
-from musclecal.compiled import in_order, kernel
+from musclecal.compiled import in_order, kernel, summing
 from musclecal.fits.shapes import SignalModel
-from musclecal.fits.shapes.cumulative import background_cdf, signal_cdf
+from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, signal_cdf, signal_curvature
 from musclecal.records import BinFits, Floats, Ints
+from musclecal.vector_math import log
 
-__all__ = ["BACKGROUNDS", "PARAMETER_NAMES", "FitStatus", "expected_counts", "fit_bins"]
+__all__ = ["BACKGROUNDS", "PARAMETER_NAMES", "FitStatus", "expected_counts", "expected_shares", "fit_bins"]
 
 PARAMETER_NAMES = ("scale", "width", "background_fraction", "background_slope")
 BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
@@ -51,75 +52,142 @@ class FitStatus(IntEnum):
     """Scale or width ran to the end of what is sensible."""
 
 
+class _Likelihood(NamedTuple):
+    """What all bins of a fit have in common.
+
+    Attributes
+    ----------
+    background : a value of `BACKGROUNDS`.
+    weight : (4,) inverse variances of the Gaussian priors. bounds : (4, 2).
+    goal : the estimated distance to the minimum at which a fit ends. floor : of probabilities.
+    """
+
+    axis: ShapeAxis
+    background: int
+    weight: Floats
+    bounds: Floats
+    max_iterations: int = _MAX_ITERATIONS
+    goal: float = _EDM_GOAL
+    floor: float = 1e-12
+
+
+class _Room(NamedTuple):
+    """Arrays of n_mass bins that the fits of one block are made in.
+
+    Attributes
+    ----------
+    p, dp : (n,) and (4, n) probabilities and their derivatives by theta.
+    signal, background : (3, n + 1) of `signal_cdf` and `background_cdf`.
+    curvature : (3, n + 1) of `signal_curvature`.
+    work : (7, size of the axis).
+    lower : (4, 4).
+    """
+
+    p: Floats
+    dp: Floats
+    signal: Floats
+    background: Floats
+    curvature: Floats
+    work: Floats
+    lower: Floats
+
+
+def _room(axis: ShapeAxis) -> _Room:
+    n_edge = axis.u.size
+    return _Room(
+        np.empty(n_edge - 1), np.empty((4, n_edge - 1)), np.empty((3, n_edge)), np.zeros((3, n_edge)),
+        np.empty((3, n_edge)), np.empty((7, axis.ratio.size)), np.empty((4, 4)),
+    )  # fmt: skip
+
+
 @kernel
-def _probabilities(
-    form: int, low: float, step: float, reference: float, origin: float, spacing: float, table: Floats,
-    background: int, theta: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
-) -> None:  # fmt: skip
-    """p_i and dp_i/dtheta (4, n_mass) of one bin."""
-    signal_cdf(form, low, step, reference, math.exp(theta[0]), math.exp(theta[1]), origin, spacing, table,
-               cdf[0], cdf[1], cdf[2], lines)  # fmt: skip
+def _probabilities(like: _Likelihood, table: Floats, theta: Floats, room: _Room) -> None:
+    """p_i and dp_i/dtheta of one bin into ``room``."""
+    p, dp, signal, other = room.p, room.dp, room.signal, room.background
+    signal_cdf(like.axis, math.exp(theta[0]), math.exp(theta[1]), table, signal, room.work)
     n = p.size
-    total = cdf[0, n] - cdf[0, 0]
-    d_scale = (cdf[1, n] - cdf[1, 0]) / total
-    d_width = (cdf[2, n] - cdf[2, 0]) / total
-    b = theta[2] if background > 0 else 0.0
-    if background > 0:
-        background_cdf(background, step, theta[3], cdf[3], cdf[4])
+    inverse = 1.0 / (signal[0, n] - signal[0, 0])
+    d_scale = (signal[1, n] - signal[1, 0]) * inverse
+    d_width = (signal[2, n] - signal[2, 0]) * inverse
+    b = 0.0
+    if like.background > 0:
+        b = theta[2]
+        background_cdf(like.background, like.axis.u, theta[3], other)
     for i in range(n):
-        s = (cdf[0, i + 1] - cdf[0, i]) / total
-        q = cdf[3, i + 1] - cdf[3, i] if background > 0 else 0.0
+        s = (signal[0, i + 1] - signal[0, i]) * inverse
+        q = other[0, i + 1] - other[0, i]
         p[i] = (1.0 - b) * s + b * q
-        dp[0, i] = (1.0 - b) * ((cdf[1, i + 1] - cdf[1, i]) / total - s * d_scale)
-        dp[1, i] = (1.0 - b) * ((cdf[2, i + 1] - cdf[2, i]) / total - s * d_width)
+        dp[0, i] = (1.0 - b) * ((signal[1, i + 1] - signal[1, i]) * inverse - s * d_scale)
+        dp[1, i] = (1.0 - b) * ((signal[2, i + 1] - signal[2, i]) * inverse - s * d_width)
         dp[2, i] = q - s
-        dp[3, i] = b * (cdf[4, i + 1] - cdf[4, i]) if background > 0 else 0.0
+        dp[3, i] = b * (other[1, i + 1] - other[1, i])
 
 
-@kernel
-def _cost(counts: Floats, p: Floats, theta: Floats, centre: Floats, weight: Floats, floor: float) -> float:
+@summing
+def _cost(like: _Likelihood, counts: Floats, p: Floats, theta: Floats, centre: Floats) -> float:
     cost = 0.0
-    for a in range(4):
-        cost += 0.5 * weight[a] * (theta[a] - centre[a]) ** 2
     for i in range(counts.size):
-        if counts[i] > 0.0:
-            cost -= counts[i] * math.log(max(p[i], floor))
+        cost -= counts[i] * log(max(p[i], like.floor))
+    for a in range(4):
+        cost += 0.5 * like.weight[a] * (theta[a] - centre[a]) ** 2
     return cost
 
 
-@kernel
-def _gradient(
-    counts: Floats,
-    p: Floats,
-    dp: Floats,
-    theta: Floats,
-    centre: Floats,
-    weight: Floats,
-    floor: float,
-    out: Floats,
-) -> None:
+@summing
+def _gradient(like: _Likelihood, counts: Floats, theta: Floats, centre: Floats, room: _Room, out: Floats) -> None:
+    p, dp = room.p, room.dp
+    g0, g1, g2, g3 = 0.0, 0.0, 0.0, 0.0
+    for i in range(counts.size):
+        ratio = counts[i] / max(p[i], like.floor)
+        g0 += ratio * dp[0, i]
+        g1 += ratio * dp[1, i]
+        g2 += ratio * dp[2, i]
+        g3 += ratio * dp[3, i]
+    out[0], out[1], out[2], out[3] = -g0, -g1, -g2, -g3
     for a in range(4):
-        out[a] = weight[a] * (theta[a] - centre[a])
-        for i in range(counts.size):
-            if counts[i] > 0.0:
-                out[a] -= counts[i] * dp[a, i] / max(p[i], floor)
+        out[a] += like.weight[a] * (theta[a] - centre[a])
+
+
+@summing
+def _products(weight: Floats, dp: Floats, out: Floats) -> None:
+    """out[a, b] = sum_i weight_i dp_a dp_b, (4, 4); dp (4, n), ``weight`` as long or longer."""
+    s00, s10, s11, s20, s21, s22, s30, s31, s32, s33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(dp.shape[1]):
+        d0, d1, d2, d3 = dp[0, i], dp[1, i], dp[2, i], dp[3, i]
+        w0, w1, w2, w3 = weight[i] * d0, weight[i] * d1, weight[i] * d2, weight[i] * d3
+        s00 += w0 * d0
+        s10 += w1 * d0
+        s11 += w1 * d1
+        s20 += w2 * d0
+        s21 += w2 * d1
+        s22 += w2 * d2
+        s30 += w3 * d0
+        s31 += w3 * d1
+        s32 += w3 * d2
+        s33 += w3 * d3
+    out[0, 0], out[1, 1], out[2, 2], out[3, 3] = s00, s11, s22, s33
+    out[0, 1] = out[1, 0] = s10
+    out[0, 2] = out[2, 0] = s20
+    out[1, 2] = out[2, 1] = s21
+    out[0, 3] = out[3, 0] = s30
+    out[1, 3] = out[3, 1] = s31
+    out[2, 3] = out[3, 2] = s32
 
 
 @kernel
-def _information(events: float, p: Floats, dp: Floats, weight: Floats, floor: float, out: Floats) -> None:
+def _information(like: _Likelihood, events: float, room: _Room, out: Floats) -> None:
+    p, work = room.p, room.work[0]
+    for i in range(p.size):
+        work[i] = events / max(p[i], like.floor)
+    _products(work, room.dp, out)
     for a in range(4):
-        for b in range(a + 1):
-            total = 0.0
-            for i in range(p.size):
-                total += dp[a, i] * dp[b, i] / max(p[i], floor)
-            out[a, b] = out[b, a] = events * total
-        out[a, a] += weight[a]
+        out[a, a] += like.weight[a]
 
 
 @kernel
-def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, out: Floats) -> bool:
+def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, lower: Floats, out: Floats) -> bool:
     """Solve (matrix + damping diag) out = right over the free parameters by Cholesky; frozen ones give 0."""
-    lower = np.zeros((4, 4))
+    lower[:, :] = 0.0
     for a in range(4):
         out[a] = 0.0
     for a in range(4):
@@ -154,13 +222,12 @@ def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, out: Float
 
 
 @kernel
-def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance: Floats) -> None:
+def _sandwich(like: _Likelihood, variances: Floats, room: _Room, covariance: Floats) -> None:
     """Replace the inverse Hessian H^-1 in ``covariance`` by H^-1 J H^-1."""
-    spread = np.zeros((4, 4))
-    for a in range(4):
-        for b in range(4):
-            for i in range(p.size):
-                spread[a, b] += variances[i] * dp[a, i] * dp[b, i] / max(p[i], floor) ** 2
+    spread, p, work = np.empty((4, 4)), room.p, room.work[0]
+    for i in range(p.size):
+        work[i] = variances[i] / max(p[i], like.floor) ** 2
+    _products(work, room.dp, spread)
     inverse = covariance.copy()
     for a in range(4):
         for b in range(4):
@@ -171,58 +238,74 @@ def _sandwich(variances: Floats, p: Floats, dp: Floats, floor: float, covariance
             covariance[a, b] = total
 
 
+@summing
+def _second_derivatives(
+    like: _Likelihood, counts: Floats, theta: Floats, room: _Room, hessian: Floats
+) -> None:
+    """Observed Hessian (4, 4) of the cost at theta, where ``room`` is: sum_i n_i (dp_a dp_b/p^2 - d2p_ab/p).
+
+    S = F/T with T = F(last edge) - F(first): S_ab = F_ab/T - (S_a T_b + S_b T_a + S T_ab)/T.
+    """
+    p, signal, other, curvature = room.p, room.signal, room.background, room.curvature
+    n, work, floor = p.size, room.work[0], like.floor
+    b = theta[2] if like.background > 0 else 0.0
+    for i in range(n):
+        work[i] = counts[i] / max(p[i], floor) ** 2
+    _products(work, room.dp, hessian)
+    inverse = 1.0 / (signal[0, n] - signal[0, 0])
+    t0, t1 = (signal[1, n] - signal[1, 0]) * inverse, (signal[2, n] - signal[2, 0]) * inverse
+    t00 = (curvature[0, n] - curvature[0, 0]) * inverse
+    t01 = (curvature[1, n] - curvature[1, 0]) * inverse
+    t11 = (curvature[2, n] - curvature[2, 0]) * inverse
+    h00, h01, h11, h02, h12, h23, h33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        ratio = counts[i] / max(p[i], floor)
+        s = (signal[0, i + 1] - signal[0, i]) * inverse
+        s0 = (signal[1, i + 1] - signal[1, i]) * inverse - s * t0
+        s1 = (signal[2, i + 1] - signal[2, i]) * inverse - s * t1
+        h00 += ratio * ((curvature[0, i + 1] - curvature[0, i]) * inverse - 2.0 * s0 * t0 - s * t00)
+        h01 += ratio * ((curvature[1, i + 1] - curvature[1, i]) * inverse - s0 * t1 - s1 * t0 - s * t01)
+        h11 += ratio * ((curvature[2, i + 1] - curvature[2, i]) * inverse - 2.0 * s1 * t1 - s * t11)
+        h02 -= ratio * s0
+        h12 -= ratio * s1
+        h23 += ratio * (other[1, i + 1] - other[1, i])
+        h33 += ratio * (other[2, i + 1] - other[2, i])
+    hessian[0, 0] -= (1.0 - b) * h00
+    hessian[0, 1] -= (1.0 - b) * h01
+    hessian[1, 1] -= (1.0 - b) * h11
+    hessian[0, 2] -= h02
+    hessian[1, 2] -= h12
+    hessian[2, 3] -= h23
+    hessian[3, 3] -= b * h33
+    for a in range(4):
+        hessian[a, a] += like.weight[a]
+        for c in range(a):
+            hessian[a, c] = hessian[c, a]
+
+
 @kernel
 def _observed_covariance(
-    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
-    table: Floats, background: int, centre: Floats, weight: Floats, floor: float, theta: Floats, information: Floats,
-    free: Ints, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
+    like: _Likelihood, counts: Floats, table: Floats, theta: Floats, free: Ints, covariance: Floats, room: _Room
 ) -> bool:  # fmt: skip
-    """Inverse of the observed Hessian over the free parameters; False where it is not positive.
-
-    Central differences of the gradient, steps of a hundredth of an expected error.
-    """
-    hessian = np.zeros((4, 4))
-    trial, up, down = np.empty(4), np.empty(4), np.empty(4)
-    for a in range(4):
-        if not free[a]:
-            continue
-        h = 0.01 / math.sqrt(information[a, a])
-        if a == 2:
-            h = min(h, 0.5 * theta[2])
-        for b in range(4):
-            trial[b] = theta[b]
-        trial[a] = theta[a] + h
-        _probabilities(
-            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
-        )
-        _gradient(counts, p, dp, trial, centre, weight, floor, up)
-        trial[a] = theta[a] - h
-        _probabilities(
-            form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
-        )
-        _gradient(counts, p, dp, trial, centre, weight, floor, down)
-        for b in range(4):
-            hessian[a, b] = (up[b] - down[b]) / (2.0 * h)
-    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
-    for a in range(4):
-        for b in range(a):
-            hessian[a, b] = hessian[b, a] = 0.5 * (hessian[a, b] + hessian[b, a])
+    """Inverse of the observed Hessian over the free parameters; False where it is not positive."""
+    hessian, unit = np.empty((4, 4)), np.empty(4)
+    _probabilities(like, table, theta, room)
+    signal_curvature(like.axis, math.exp(theta[0]), math.exp(theta[1]), table, room.curvature, room.work)
+    _second_derivatives(like, counts, theta, room, hessian)
     for a in range(4):
         for b in range(4):
-            up[b] = 1.0 if a == b else 0.0
-        if free[a]:
-            if not _solve(hessian, up, free, 0.0, down):
-                return False
-            for b in range(4):
-                covariance[a, b] = down[b]
+            unit[b] = 1.0 if a == b else 0.0
+        if free[a] and not _solve(hessian, unit, free, 0.0, room.lower, covariance[a]):
+            return False
     return True
 
 
 @kernel
-def _choose_free(theta: Floats, gradient: Floats, bounds: Floats, background: int, free: Ints) -> None:
+def _choose_free(like: _Likelihood, theta: Floats, gradient: Floats, free: Ints) -> None:
     """Parameters that may move: not those of a background that is not fitted, nor those held by a bound."""
+    bounds = like.bounds
     for a in range(4):
-        floats = a < 2 or background > 0
+        floats = a < 2 or like.background > 0
         at_low = theta[a] <= bounds[a, 0] and gradient[a] > 0.0
         at_high = theta[a] >= bounds[a, 1] and gradient[a] < 0.0
         free[a] = 1 if floats and not at_low and not at_high else 0
@@ -241,10 +324,7 @@ def _bounded_step(theta: Floats, delta: Floats, bounds: Floats, trial: Floats) -
 
 @kernel
 def _fit_one(
-    counts: Floats, form: int, low: float, step: float, reference: float, origin: float, spacing: float,
-    table: Floats, background: int, centre: Floats, weight: Floats, bounds: Floats, max_iterations: int, goal: float,
-    floor: float,
-    theta: Floats, covariance: Floats, p: Floats, dp: Floats, cdf: Floats, lines: Floats,
+    like: _Likelihood, counts: Floats, table: Floats, centre: Floats, theta: Floats, covariance: Floats, room: _Room
 ) -> tuple[int, float, int]:  # fmt: skip
     """Fit one bin from ``theta``, which becomes the result. Gives status, edm, iterations."""
     events = counts.sum()
@@ -253,61 +333,52 @@ def _fit_one(
     free = np.ones(4, dtype=np.int64)
     damping = 1e-3
     edm = math.inf
-    _probabilities(form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines)
-    cost = _cost(counts, p, theta, centre, weight, floor)
+    _probabilities(like, table, theta, room)
+    cost = _cost(like, counts, room.p, theta, centre)
     iteration = 0
-    while iteration < max_iterations:
+    while iteration < like.max_iterations:
         iteration += 1
-        _gradient(counts, p, dp, theta, centre, weight, floor, gradient)
-        _information(events, p, dp, weight, floor, matrix)
-        _choose_free(theta, gradient, bounds, background, free)
-        solved = _solve(matrix, gradient, free, 0.0, delta) or _solve(matrix, gradient, free, 1e-2, delta)
+        _gradient(like, counts, theta, centre, room, gradient)
+        _information(like, events, room, matrix)
+        _choose_free(like, theta, gradient, free)
+        solved = _solve(matrix, gradient, free, 0.0, room.lower, delta) or _solve(matrix, gradient, free, 1e-2, room.lower, delta)
         if not solved:
             return _NOT_CONVERGED, edm, iteration
         edm = 0.5 * (gradient * delta).sum()
-        if edm < goal:
+        if edm < like.goal:
             # A fraction whose next step would leave the allowed range belongs on the bound.
             if not (free[2] and theta[2] <= 2.0 * delta[2]):
                 break
             theta[2] = 0.0
-            _probabilities(
-                form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines
-            )
-            cost = _cost(counts, p, theta, centre, weight, floor)
+            _probabilities(like, table, theta, room)
+            cost = _cost(like, counts, room.p, theta, centre)
             continue
         accepted = False
         for _ in range(30):
-            _solve(matrix, gradient, free, damping, delta)
-            _bounded_step(theta, delta, bounds, trial)
-            _probabilities(
-                form, low, step, reference, origin, spacing, table, background, trial, p, dp, cdf, lines
-            )
-            trial_cost = _cost(counts, p, trial, centre, weight, floor)
+            _solve(matrix, gradient, free, damping, room.lower, delta)
+            _bounded_step(theta, delta, like.bounds, trial)
+            _probabilities(like, table, trial, room)
+            trial_cost = _cost(like, counts, room.p, trial, centre)
             if trial_cost <= cost + 1e-9:
                 accepted = True
                 damping = max(0.1 * damping, 1e-9)
                 break
             damping = max(10.0 * damping, 1e-6)
         if not accepted:
-            _probabilities(
-                form, low, step, reference, origin, spacing, table, background, theta, p, dp, cdf, lines
-            )
-            if edm < 1e3 * goal:
+            _probabilities(like, table, theta, room)
+            if edm < 1e3 * like.goal:
                 break
             return _NOT_CONVERGED, edm, iteration
         cost = trial_cost
         for a in range(4):
             theta[a] = trial[a]
-    if edm >= 1e3 * goal:
+    if edm >= 1e3 * like.goal:
         return _NOT_CONVERGED, edm, iteration
     if not free[0] or not free[1]:
         return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
-    known = _observed_covariance(
-        counts, form, low, step, reference, origin, spacing, table, background, centre, weight, floor, theta, matrix,
-        free, covariance, p, dp, cdf, lines,
-    )  # fmt: skip
+    known = _observed_covariance(like, counts, table, theta, free, covariance, room)
     if not known:
         return _HESSIAN_NOT_POSITIVE, edm, iteration
     return _GOOD, edm, iteration
@@ -315,16 +386,10 @@ def _fit_one(
 
 @kernel
 def _fit_block(
-    counts: Floats, variances: Floats, form: int, low: float, step: float, reference: float, origin: float,
-    spacing: float, tables: Floats, table_of: Ints, background: int, centres: Floats, weight: Floats,
-    bounds: Floats, starts: Floats,
-    max_iterations: int, goal: float, floor: float, theta: Floats, covariance: Floats, status: Ints, edm: Floats,
-    chi2: Floats, iterations: Ints,
+    like: _Likelihood, counts: Floats, variances: Floats, tables: Floats, table_of: Ints, centres: Floats,
+    starts: Floats, theta: Floats, covariance: Floats, status: Ints, edm: Floats, chi2: Floats, iterations: Ints,
+    room: _Room,
 ) -> None:  # fmt: skip
-    n_mass = counts.shape[1]
-    p, dp = np.empty(n_mass), np.empty((4, n_mass))
-    cdf = np.zeros((5, n_mass + 1))
-    lines = np.empty((3, n_mass + tables.shape[1] + 1))
     for n in range(counts.shape[0]):
         events = counts[n].sum()
         status[n] = _NO_EVENTS
@@ -335,38 +400,34 @@ def _fit_block(
             theta[n] = starts[n, attempt]
             covariance[n] = 0.0
             status[n], edm[n], iterations[n] = _fit_one(
-                counts[n], form, low, step, reference, origin, spacing, table, background, centres[n], weight, bounds,
-                max_iterations, goal, floor, theta[n], covariance[n], p, dp, cdf, lines,
-            )  # fmt: skip
+                like, counts[n], table, centres[n], theta[n], covariance[n], room
+            )
             if status[n] == _GOOD:
                 break
         # Near a fraction of zero only its prior holds the slope: there can be a minimum for either sign of it.
-        if background > 0 and (
+        if like.background > 0 and (
             status[n] == _HESSIAN_NOT_POSITIVE or (status[n] == _GOOD and theta[n, 2] < 0.02)
         ):
             best = (
-                _cost(counts[n], p, theta[n], centres[n], weight, floor) if status[n] == _GOOD else math.inf
+                _cost(like, counts[n], room.p, theta[n], centres[n]) if status[n] == _GOOD else math.inf
             )
             for sign in (-1.0, 1.0):
                 other, other_covariance = theta[n].copy(), np.zeros((4, 4))
-                other[2], other[3] = 0.02, 0.5 * sign * min(bounds[3, 1], 4.0)
+                other[2], other[3] = 0.02, 0.5 * sign * min(like.bounds[3, 1], 4.0)
                 end, other_edm, more = _fit_one(
-                    counts[n], form, low, step, reference, origin, spacing, table, background, centres[n], weight,
-                    bounds, max_iterations, goal, floor, other, other_covariance, p, dp, cdf, lines,
-                )  # fmt: skip
+                like, counts[n], table, centres[n], other, other_covariance, room
+            )
                 iterations[n] += more
-                cost = _cost(counts[n], p, other, centres[n], weight, floor)
+                cost = _cost(like, counts[n], room.p, other, centres[n])
                 if end == _GOOD and cost < best - 1e-6:
                     best, status[n], edm[n] = cost, end, other_edm
                     theta[n], covariance[n] = other, other_covariance
-            _probabilities(
-                form, low, step, reference, origin, spacing, table, background, theta[n], p, dp, cdf, lines
-            )
+            _probabilities(like, table, theta[n], room)
         if status[n] == _GOOD and variances.shape[0] > 0:
-            _sandwich(variances[n], p, dp, floor, covariance[n])
+            _sandwich(like, variances[n], room, covariance[n])
         chi2[n] = 0.0
-        for i in range(n_mass):
-            expected = events * max(p[i], floor)
+        for i in range(counts.shape[1]):
+            expected = events * max(room.p[i], like.floor)
             chi2[n] += (counts[n, i] - expected) ** 2 / expected
 
 
@@ -434,13 +495,12 @@ def fit_bins(
     theta, covariance = np.full((n_bin, 4), np.nan), np.zeros((n_bin, 4, 4))
     status, iterations = np.ones(n_bin, dtype=np.int64), np.zeros(n_bin, dtype=np.int64)
     edm, chi2 = np.full(n_bin, np.nan), np.full(n_bin, np.nan)
+    like, tables = _Likelihood(model.axis, kind, weight, bounds), model.kernel_tables
 
     def work(rows: slice) -> None:
         _fit_block(
-            counts[rows], spread[rows], model.form, model.low, model.step, model.reference, model.origin, model.spacing,
-            model.tables, model.table_of[rows], kind, centres[rows], weight, bounds, starts[rows],
-            _MAX_ITERATIONS, _EDM_GOAL,
-            1e-12, theta[rows], covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows],
+            like, counts[rows], spread[rows], tables, model.table_of[rows], centres[rows], starts[rows], theta[rows],
+            covariance[rows], status[rows], edm[rows], chi2[rows], iterations[rows], _room(like.axis),
         )  # fmt: skip
 
     for _ in in_order(work, [slice(n, n + _BLOCK) for n in range(0, n_bin, _BLOCK)], threads):
@@ -472,18 +532,40 @@ def _as_record(
     )
 
 
+@kernel
+def _shares(
+    like: _Likelihood, tables: Floats, table_of: Ints, theta: Floats, p: Floats, dp: Floats, room: _Room
+) -> None:
+    for n in range(theta.shape[0]):
+        _probabilities(like, tables[table_of[n]], theta[n], room)
+        p[n] = room.p
+        dp[n] = room.dp
+
+
+def expected_shares(model: SignalModel, background: int, theta: Floats) -> tuple[Floats, Floats]:
+    """p (n_bin, n_mass) and its derivatives (n_bin, 4, n_mass) at theta (n_bin, 4): ln scale, ln width, fraction, slope.
+
+    ``background`` is a value of `BACKGROUNDS`.
+    """
+    like = _without_priors(model, background)
+    p, dp = np.empty((len(theta), model.n_mass)), np.empty((len(theta), 4, model.n_mass))
+    theta = np.ascontiguousarray(theta)
+    _shares(like, model.kernel_tables, model.table_of, theta, p, dp, _room(like.axis))
+    return p, dp
+
+
+def _without_priors(model: SignalModel, background: int) -> _Likelihood:
+    return _Likelihood(model.axis, background, np.zeros(4), np.zeros((4, 2)))
+
+
 def expected_counts(fits: BinFits, model: SignalModel, background: str, row: int) -> tuple[Floats, Floats]:
     """(total, background) expected counts (n_mass,) of one fitted row, for plots and toys."""
     kind = BACKGROUNDS[background]
     theta = fits.parameters[row].copy()
     theta[0:2] = np.log(theta[0:2])
-    n_mass = model.n_mass
-    p, dp, cdf = np.empty(n_mass), np.empty((4, n_mass)), np.zeros((5, n_mass + 1))
-    lines = np.empty((3, n_mass + model.tables.shape[1] + 1))
-    _probabilities(
-        model.form, model.low, model.step, model.reference, model.origin, model.spacing,
-        model.tables[model.table_of[row]], kind, theta, p, dp, cdf, lines,
-    )  # fmt: skip
+    like = _without_priors(model, kind)
+    room = _room(like.axis)
+    _probabilities(like, model.kernel_tables[model.table_of[row]], theta, room)
     events = fits.n_events[row]
-    background_counts = events * theta[2] * np.diff(cdf[3]) if kind else np.zeros(n_mass)
-    return events * p, background_counts
+    background_counts = events * theta[2] * np.diff(room.background[0]) if kind else np.zeros(model.n_mass)
+    return events * room.p, background_counts

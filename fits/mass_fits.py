@@ -114,10 +114,10 @@ def _with_background(
 ) -> Floats:
     """Counts plus background that makes up ``fraction`` (n_bin,) of the total, of ``slope`` (n_bin,), without noise."""
     total = counts.copy()
-    cdf, d_slope = np.empty(model.n_mass + 1), np.empty(model.n_mass + 1)
+    u, cdf = model.axis.u, np.empty((3, model.n_mass + 1))
     for row in range(len(counts)):
-        background_cdf(BACKGROUNDS[kind], model.step, slope[row], cdf, d_slope)
-        total[row] += counts[row].sum() * fraction[row] / (1.0 - fraction[row]) * np.diff(cdf)
+        background_cdf(BACKGROUNDS[kind], u, slope[row], cdf)
+        total[row] += counts[row].sum() * fraction[row] / (1.0 - fraction[row]) * np.diff(cdf[0])
     return total
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numba
 
-__all__ = ["cache_directory", "in_order", "innermost", "kernel", "n_threads", "source_digest"]
+__all__ = ["cache_directory", "in_order", "innermost", "kernel", "n_threads", "source_digest", "summing"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
@@ -65,7 +65,15 @@ def kernel(function: _F) -> _F:
     return _compiled(function)
 
 
-def _compiled(function: _F, **more: bool) -> _F:
+def summing(function: _F) -> _F:
+    """As `kernel`, for loops that add up many terms: in any order, products without rounding in between.
+
+    So that they are vectorised. The same processor gives the same sums; nan and inf keep their meaning.
+    """
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def _compiled(function: _F, **more: Any) -> _F:
     if numba.config.DISABLE_JIT:
         return function
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", **more}

@@ -12,25 +12,9 @@ from numpy.typing import NDArray
 
 from musclecal.compiled import innermost, kernel
 from musclecal.constants import MUON_MASS
+from musclecal.vector_math import expm1
 
 __all__ = ["from_cartesian", "mass_of_opening", "pair_mass", "pair_masses", "pair_terms"]
-
-
-@innermost
-def _expm1(x: float) -> float:
-    """e^x - 1 to rounding for abs(x) < 15: the series at x/64, and six times e^2x - 1 = (e^x - 1) (2 + (e^x - 1)).
-
-    It has no branch: a loop over it is vectorised by the compiler, as one over math.exp is not.
-    """
-    r = 0.015625 * x
-    y = r * (1.0 + r * (1 / 2 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720 + r * (1 / 5040 + r * (
-        1 / 40320 + r * (1 / 362880 + r / 3628800)))))))))  # fmt: skip
-    y = y * (2.0 + y)
-    y = y * (2.0 + y)
-    y = y * (2.0 + y)
-    y = y * (2.0 + y)
-    y = y * (2.0 + y)
-    return y * (2.0 + y)
 
 
 @innermost
@@ -54,7 +38,7 @@ def pair_terms(
     equal energies at the J/psi, 1 - 5e-6 at the Z. m^2 as in `mass_of_opening`; with D = e^(eta2 - eta1) - 1,
     2 (cosh(eta2 - eta1) - 1) = D^2/(1 + D).
     """
-    e1, d = 1.0 + _expm1(eta1), _expm1(eta2 - eta1)
+    e1, d = 1.0 + expm1(eta1), expm1(eta2 - eta1)
     ratio, inverse = 1.0 / (1.0 + d), 1.0 / e1
     p1 = 0.5 * pt1 * (e1 + inverse)
     p2 = 0.5 * pt2 * (e1 * (1.0 + d) + inverse * ratio)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from musclecal.binning import Binning
+from musclecal.fits.shapes.cumulative import LINES, ShapeAxis, cubic_cells, shape_axis
 from musclecal.records import Floats, Ints
 
 __all__ = ["SignalModel", "standard_table"]
@@ -20,7 +21,7 @@ class SignalModel:
     form : LINES or STANDARD of `musclecal.fits.shapes.cumulative`.
     low, step, n_mass : first edge (GeV) and step in ln m of the mass axis, number of mass bins.
     reference : mass in GeV at which scale = 1.
-    origin, spacing : of the tables (see `signal_cdf`).
+    origin, spacing : of the tables (see `shape_axis`).
     tables : (n_table, n_node). table_of : (n_bin,) row of ``tables`` for each fitted bin.
     start_width : relative width to start a fit from.
     """
@@ -36,6 +37,19 @@ class SignalModel:
     tables: Floats
     table_of: Ints
     start_width: float = 0.012
+
+    @property
+    def axis(self) -> ShapeAxis:
+        """For kernels."""
+        return shape_axis(
+            self.form, self.low, self.step, self.n_mass, self.reference, self.origin, self.spacing,
+            self.tables.shape[1],
+        )  # fmt: skip
+
+    @property
+    def kernel_tables(self) -> Floats:
+        """(n_table, n) as `signal_cdf` takes them."""
+        return self.tables if self.form == LINES else cubic_cells(self.tables, self.spacing)
 
     def rows(self, which: Ints) -> "SignalModel":
         """The model of some of the bins."""

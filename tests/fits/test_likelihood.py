@@ -18,8 +18,8 @@ from musclecal.fits.histogram import fill
 from musclecal.fits.likelihood import (
     BACKGROUNDS,
     FitStatus,
-    _probabilities,
     expected_counts,
+    expected_shares,
     fit_bins,
 )
 from musclecal.fits.mass_fits import MassModel, signal_model
@@ -193,14 +193,32 @@ def nll(counts: Floats, model: SignalModel, background: str, row: int, parameter
 
 def probabilities(model: SignalModel, background: str, theta: Floats, row: int = 0) -> tuple[Floats, Floats]:
     """(p, dp) of the kernel at (ln scale, ln width, fraction, slope)."""
-    n = model.n_mass
-    p, dp, cdf = np.empty(n), np.empty((4, n)), np.zeros((5, n + 1))
-    lines = np.empty((3, n + model.tables.shape[1] + 1))
-    _probabilities(
-        model.form, model.low, model.step, model.reference, model.origin, model.spacing,
-        model.tables[model.table_of[row]], BACKGROUNDS[background], theta, p, dp, cdf, lines,
-    )  # fmt: skip
-    return p, dp
+    one = model.rows(np.array([row]))
+    p, dp = expected_shares(one, BACKGROUNDS[background], theta[None])
+    return p[0], dp[0]
+
+
+@pytest.mark.parametrize("name", ["generator-template", "gaussian", "simulation-shape"])
+@pytest.mark.parametrize("background", list(BACKGROUNDS))
+def test_covariance_is_the_inverse_of_second_differences(name: str, background: str) -> None:
+    model, fits = model_of(name), batch(name, background)
+    size = 2 if background == "none" else 4
+    for row in np.flatnonzero(fits.converged & (fits.n_events > 1000) & (fits.parameters[:, 2] > 0.03))[:5]:
+        best, h = fits.parameters[row], 0.02 * np.sqrt(np.diag(fits.covariance[row]))
+        hessian = np.empty((size, size))
+        for a in range(size):
+            for b in range(size):
+                value = 0.0
+                for i, j in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+                    at = best.copy()
+                    at[a] += i * h[a]
+                    at[b] += j * h[b]
+                    value += i * j * nll(data_counts()[row], model, background, row, at)
+                hessian[a, b] = value / (4.0 * h[a] * h[b])
+        inverse = np.linalg.inv(hessian)
+        unit = np.sqrt(np.diag(inverse))
+        off = (fits.covariance[row][:size, :size] - inverse) / np.outer(unit, unit)
+        assert np.max(np.abs(off)) < (0.002 if name != "simulation-shape" else 0.02)
 
 
 POINTS = (

@@ -18,6 +18,7 @@ from musclecal.simulate import SimulationSettings, simulate
 
 JPSI = resonance("Jpsi")
 BINNING = Binning(equal_eta_edges(4, 2.4), (4.0, 6.0, 40.0), JPSI.mass_window, 80, JPSI.line.mass)
+U = (BINNING.mass_edges - BINNING.mass_edges[0]) / (BINNING.mass_edges[-1] - BINNING.mass_edges[0])
 MODELS = ("simulation-shape", "generator-template", "gaussian", "crystal-ball")
 
 
@@ -40,10 +41,10 @@ def test_the_added_background_has_the_fraction_and_slope_of_the_data() -> None:
     added = _with_background(simulated, model, fraction, slope, "exponential") - simulated
     assert fraction.min() > 0.05
     np.testing.assert_allclose(added.sum(axis=1) / (added + simulated).sum(axis=1), fraction, rtol=1e-9)
-    cdf, unused = np.empty(81), np.empty(81)
+    cdf = np.empty((3, 81))
     for row in range(len(rows)):
-        background_cdf(BACKGROUNDS["exponential"], model.step, slope[row], cdf, unused)
-        np.testing.assert_allclose(added[row] / added[row].sum(), np.diff(cdf), rtol=1e-9)
+        background_cdf(BACKGROUNDS["exponential"], model.axis.u, slope[row], cdf)
+        np.testing.assert_allclose(added[row] / added[row].sum(), np.diff(cdf[0]), rtol=1e-9)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -59,9 +60,9 @@ def test_background_in_the_data_alone_does_not_move_the_scale(model: str) -> Non
     """The simulation's own masses with background added without noise: a fit that left it out of the reference,
     or floated it in the data only, would be off by many times this tolerance for shapes that are not exact."""
     simulation = sample(400_000, 4)
-    cdf, unused = np.empty(81), np.empty(81)
-    background_cdf(BACKGROUNDS["exponential"], BINNING.log_step, 0.8, cdf, unused)
-    background = simulation.counts.sum(axis=1, keepdims=True) * 0.2 / 0.8 * np.diff(cdf)
+    cdf = np.empty((3, 81))
+    background_cdf(BACKGROUNDS["exponential"], U, 0.8, cdf)
+    background = simulation.counts.sum(axis=1, keepdims=True) * 0.2 / 0.8 * np.diff(cdf[0])
     data = replace(simulation, counts=simulation.counts + background)
     fits = fit_masses(data, simulation, JPSI, MassModel(model))
     used = fits.usable & (fits.data.n_events > 3000)

@@ -22,7 +22,7 @@ from musclecal.fits.shapes import (
     simulation_shape,
 )
 from musclecal.fits.shapes.crystal_ball import crystal_ball_density
-from musclecal.fits.shapes.cumulative import LINES, background_cdf, signal_cdf
+from musclecal.fits.shapes.cumulative import LINES, background_cdf, signal_cdf, signal_curvature
 from musclecal.fits.shapes.simulation_shape import width_classes
 from musclecal.records import MassHistogram
 
@@ -36,12 +36,8 @@ TEMPLATE_SEED = 8
 
 def cumulative(model: SignalModel, scale: float, width: float, row: int = 0) -> tuple[Floats, Floats, Floats]:
     """(F, dF/d ln scale, dF/d ln width) at the edges, from the kernel."""
-    out = np.empty((3, model.n_mass + 1))
-    work = np.empty((3, model.n_mass + model.tables.shape[1] + 1))
-    signal_cdf(
-        model.form, model.low, model.step, model.reference, scale, width, model.origin, model.spacing,
-        model.tables[model.table_of[row]], out[0], out[1], out[2], work,
-    )  # fmt: skip
+    out, work = np.empty((3, model.n_mass + 1)), np.empty((7, model.axis.ratio.size))
+    signal_cdf(model.axis, scale, width, model.kernel_tables[model.table_of[row]], out, work)
     return out[0], out[1], out[2]
 
 
@@ -267,10 +263,36 @@ class TestAllSignals:
         np.testing.assert_array_equal(model.rows(which).table_of, model.table_of[which])
 
 
-def background(kind: int, slope: float, axes: Binning = JPSI) -> tuple[Floats, Floats]:
-    out = np.empty((2, axes.mass_bins + 1))
-    background_cdf(kind, axes.log_step, slope, out[0], out[1])
-    return out[0], out[1]
+class TestCurvature:
+    @pytest.mark.parametrize("name", list(MODELS))
+    @pytest.mark.parametrize("scale", [0.997, 1.0, 1.004])
+    @pytest.mark.parametrize("width", [0.009, 0.02])
+    def test_is_that_of_differences(self, name: str, scale: float, width: float) -> None:
+        """Tabulated densities have kinks at their nodes, where a difference is between the two slopes."""
+        model, h = MODELS[name](), 2e-6
+        out, work = np.empty((3, model.n_mass + 1)), np.empty((7, model.axis.ratio.size))
+        signal_curvature(model.axis, scale, width, model.kernel_tables[model.table_of[0]], out, work)
+        by_scale = [cumulative(model, scale * math.exp(x), width) for x in (h, -h)]
+        by_width = [cumulative(model, scale, width * math.exp(x)) for x in (h, -h)]
+        for found, pair, k in zip(out, (by_scale, by_width, by_width), (1, 1, 2), strict=True):
+            difference = (pair[0][k] - pair[1][k]) / (2.0 * h)
+            assert np.max(np.abs(difference)) > 0.05
+            off = np.abs(found - difference) / np.max(np.abs(difference))
+            assert np.max(off) < (1e-7 if model.form == LINES else 0.02)
+            assert np.median(off) < 1e-6
+
+
+def across(axes: Binning) -> Floats:
+    """0 to 1 at the edges."""
+    edges = axes.mass_edges
+    return np.asarray((edges - edges[0]) / (edges[-1] - edges[0]))
+
+
+def background(kind: int, slope: float, axes: Binning = JPSI) -> Floats:
+    """(3, n_edge) cumulative, its first and second derivative by the slope."""
+    out = np.empty((3, axes.mass_bins + 1))
+    background_cdf(kind, across(axes), slope, out)
+    return out
 
 
 EXPONENTIAL, LINEAR = 1, 2
@@ -299,6 +321,8 @@ class TestBackground:
         h = 1e-4 if abs(slope) > 1e-3 else 1e-5
         difference = (background(kind, slope + h)[0] - background(kind, slope - h)[0]) / (2.0 * h)
         np.testing.assert_allclose(background(kind, slope)[1], difference, atol=2e-7)
+        difference = (background(kind, slope + h)[1] - background(kind, slope - h)[1]) / (2.0 * h)
+        np.testing.assert_allclose(background(kind, slope)[2], difference, atol=1e-6)
 
     @pytest.mark.parametrize("slope", [30.0, -30.0])
     def test_steep_slopes_have_their_derivative(self, slope: float) -> None:
