@@ -1,4 +1,4 @@
-r"""Binned Poisson likelihood of a signal and a background in every bin at once: Fisher scoring, analytic derivatives.
+r"""Binned Poisson likelihood of a signal and a background in every bin at once: Fisher scoring, then Newton.
 
 With n events in a window the extended likelihood has its maximum at a total yield of n, so what is left to fit is
 
@@ -7,10 +7,11 @@ With n events in a window the extended likelihood has its maximum at a total yie
 
 (s scale, w relative width, b background fraction, tau background slope), with
 weak priors on tau and, if asked, on w. A step solves
-:math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information; parameters that push against a
-bound are frozen for that step. The covariance is the inverse of the observed Hessian H, analytic as well; for counts whose variance is not their value (weighted simulation, background added without noise)
-it is :math:`H^{-1} J H^{-1}` with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance
-of n_i.
+:math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information, or near the minimum the observed
+Hessian H; parameters that push against a bound are frozen for that step. The covariance is the inverse of H; for counts
+whose variance is not their value (weighted simulation, background added without noise) it is :math:`H^{-1} J H^{-1}`
+with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i. A p_i below a floor counts as
+the floor, which has no derivative: a Gaussian does not see events some seven widths away.
 
 Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musclecal.compiled import in_order, kernel, summing
+from musclecal.compiled import borrowing, in_order, kernel, summing
 from musclecal.fits.shapes import SignalModel
 from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, signal_cdf, signal_curvature
 from musclecal.records import BinFits, Floats, Ints
@@ -35,6 +36,8 @@ BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
 _BLOCK = 64
 _MAX_ITERATIONS = 1000
 _EDM_GOAL = 1e-7
+_NEAR = 0.5
+"""Estimated distance to the minimum below which steps are taken with the observed Hessian instead of the expected one."""
 
 
 # The values of `FitStatus`, for kernels.
@@ -100,7 +103,7 @@ def _room(axis: ShapeAxis) -> _Room:
     )  # fmt: skip
 
 
-@kernel
+@borrowing
 def _probabilities(like: _Likelihood, table: Floats, theta: Floats, room: _Room) -> None:
     """p_i and dp_i/dtheta of one bin into ``room``."""
     p, dp, signal, other = room.p, room.dp, room.signal, room.background
@@ -134,21 +137,6 @@ def _cost(like: _Likelihood, counts: Floats, p: Floats, theta: Floats, centre: F
 
 
 @summing
-def _gradient(like: _Likelihood, counts: Floats, theta: Floats, centre: Floats, room: _Room, out: Floats) -> None:
-    p, dp = room.p, room.dp
-    g0, g1, g2, g3 = 0.0, 0.0, 0.0, 0.0
-    for i in range(counts.size):
-        ratio = counts[i] / max(p[i], like.floor)
-        g0 += ratio * dp[0, i]
-        g1 += ratio * dp[1, i]
-        g2 += ratio * dp[2, i]
-        g3 += ratio * dp[3, i]
-    out[0], out[1], out[2], out[3] = -g0, -g1, -g2, -g3
-    for a in range(4):
-        out[a] += like.weight[a] * (theta[a] - centre[a])
-
-
-@summing
 def _products(weight: Floats, dp: Floats, out: Floats) -> None:
     """out[a, b] = sum_i weight_i dp_a dp_b, (4, 4); dp (4, n), ``weight`` as long or longer."""
     s00, s10, s11, s20, s21, s22, s30, s31, s32, s33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -174,17 +162,30 @@ def _products(weight: Floats, dp: Floats, out: Floats) -> None:
     out[2, 3] = out[3, 2] = s32
 
 
-@kernel
-def _information(like: _Likelihood, events: float, room: _Room, out: Floats) -> None:
-    p, work = room.p, room.work[0]
-    for i in range(p.size):
-        work[i] = events / max(p[i], like.floor)
-    _products(work, room.dp, out)
+@summing
+def _score(
+    like: _Likelihood, counts: Floats, events: float, theta: Floats, centre: Floats, room: _Room, gradient: Floats,
+    information: Floats,
+) -> None:  # fmt: skip
+    """Gradient (4,) of the cost and its expected Hessian (4, 4)."""
+    p, dp, work = room.p, room.dp, room.work[0]
+    g0, g1, g2, g3 = 0.0, 0.0, 0.0, 0.0
+    for i in range(counts.size):
+        inverse = 1.0 / p[i] if p[i] > like.floor else 0.0
+        ratio = counts[i] * inverse
+        work[i] = events * inverse
+        g0 -= ratio * dp[0, i]
+        g1 -= ratio * dp[1, i]
+        g2 -= ratio * dp[2, i]
+        g3 -= ratio * dp[3, i]
+    gradient[0], gradient[1], gradient[2], gradient[3] = g0, g1, g2, g3
+    _products(work, dp, information)
     for a in range(4):
-        out[a, a] += like.weight[a]
+        gradient[a] += like.weight[a] * (theta[a] - centre[a])
+        information[a, a] += like.weight[a]
 
 
-@kernel
+@borrowing
 def _solve(matrix: Floats, right: Floats, free: Ints, damping: float, lower: Floats, out: Floats) -> bool:
     """Solve (matrix + damping diag) out = right over the free parameters by Cholesky; frozen ones give 0."""
     lower[:, :] = 0.0
@@ -226,7 +227,7 @@ def _sandwich(like: _Likelihood, variances: Floats, room: _Room, covariance: Flo
     """Replace the inverse Hessian H^-1 in ``covariance`` by H^-1 J H^-1."""
     spread, p, work = np.empty((4, 4)), room.p, room.work[0]
     for i in range(p.size):
-        work[i] = variances[i] / max(p[i], like.floor) ** 2
+        work[i] = variances[i] / (p[i] * p[i]) if p[i] > like.floor else 0.0
     _products(work, room.dp, spread)
     inverse = covariance.copy()
     for a in range(4):
@@ -250,7 +251,7 @@ def _second_derivatives(
     n, work, floor = p.size, room.work[0], like.floor
     b = theta[2] if like.background > 0 else 0.0
     for i in range(n):
-        work[i] = counts[i] / max(p[i], floor) ** 2
+        work[i] = counts[i] / (p[i] * p[i]) if p[i] > floor else 0.0
     _products(work, room.dp, hessian)
     inverse = 1.0 / (signal[0, n] - signal[0, 0])
     t0, t1 = (signal[1, n] - signal[1, 0]) * inverse, (signal[2, n] - signal[2, 0]) * inverse
@@ -259,7 +260,7 @@ def _second_derivatives(
     t11 = (curvature[2, n] - curvature[2, 0]) * inverse
     h00, h01, h11, h02, h12, h23, h33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(n):
-        ratio = counts[i] / max(p[i], floor)
+        ratio = counts[i] / p[i] if p[i] > floor else 0.0
         s = (signal[0, i + 1] - signal[0, i]) * inverse
         s0 = (signal[1, i + 1] - signal[1, i]) * inverse - s * t0
         s1 = (signal[2, i + 1] - signal[2, i]) * inverse - s * t1
@@ -283,15 +284,18 @@ def _second_derivatives(
             hessian[a, c] = hessian[c, a]
 
 
-@kernel
-def _observed_covariance(
-    like: _Likelihood, counts: Floats, table: Floats, theta: Floats, free: Ints, covariance: Floats, room: _Room
-) -> bool:  # fmt: skip
-    """Inverse of the observed Hessian over the free parameters; False where it is not positive."""
-    hessian, unit = np.empty((4, 4)), np.empty(4)
-    _probabilities(like, table, theta, room)
+@borrowing
+def _observe(
+    like: _Likelihood, counts: Floats, table: Floats, theta: Floats, room: _Room, hessian: Floats
+) -> None:  # fmt: skip
+    """`_second_derivatives` at theta, where p and dp of ``room`` are."""
     signal_curvature(like.axis, math.exp(theta[0]), math.exp(theta[1]), table, room.curvature, room.work)
     _second_derivatives(like, counts, theta, room, hessian)
+
+
+@borrowing
+def _invert(hessian: Floats, free: Ints, room: _Room, unit: Floats, covariance: Floats) -> bool:
+    """Inverse over the free parameters, 0 elsewhere; False where it is not positive."""
     for a in range(4):
         for b in range(4):
             unit[b] = 1.0 if a == b else 0.0
@@ -300,7 +304,7 @@ def _observed_covariance(
     return True
 
 
-@kernel
+@borrowing
 def _choose_free(like: _Likelihood, theta: Floats, gradient: Floats, free: Ints) -> None:
     """Parameters that may move: not those of a background that is not fitted, nor those held by a bound."""
     bounds = like.bounds
@@ -311,7 +315,7 @@ def _choose_free(like: _Likelihood, theta: Floats, gradient: Floats, free: Ints)
         free[a] = 1 if floats and not at_low and not at_high else 0
 
 
-@kernel
+@borrowing
 def _bounded_step(theta: Floats, delta: Floats, bounds: Floats, trial: Floats) -> None:
     """theta - delta, no further than two widths in the scale, 0.25 in the fraction, 0.7 in the others."""
     for a in range(4):
@@ -329,19 +333,28 @@ def _fit_one(
     """Fit one bin from ``theta``, which becomes the result. Gives status, edm, iterations."""
     events = counts.sum()
     gradient, delta, trial = np.empty(4), np.empty(4), np.empty(4)
-    matrix = np.empty((4, 4))
+    matrix, hessian = np.empty((4, 4)), np.empty((4, 4))
     free = np.ones(4, dtype=np.int64)
     damping = 1e-3
     edm = math.inf
+    observed = False
     _probabilities(like, table, theta, room)
     cost = _cost(like, counts, room.p, theta, centre)
     iteration = 0
     while iteration < like.max_iterations:
         iteration += 1
-        _gradient(like, counts, theta, centre, room, gradient)
-        _information(like, events, room, matrix)
+        _score(like, counts, events, theta, centre, room, gradient, matrix)
         _choose_free(like, theta, gradient, free)
-        solved = _solve(matrix, gradient, free, 0.0, room.lower, delta) or _solve(matrix, gradient, free, 1e-2, room.lower, delta)
+        observed, solved = False, False
+        if edm < _NEAR:
+            _observe(like, counts, table, theta, room, hessian)
+            observed = solved = _solve(hessian, gradient, free, 0.0, room.lower, delta)
+            if observed:
+                matrix[:, :] = hessian
+        if not solved:
+            solved = _solve(matrix, gradient, free, 0.0, room.lower, delta) or _solve(
+                matrix, gradient, free, 1e-2, room.lower, delta
+            )
         if not solved:
             return _NOT_CONVERGED, edm, iteration
         edm = 0.5 * (gradient * delta).sum()
@@ -365,11 +378,12 @@ def _fit_one(
                 break
             damping = max(10.0 * damping, 1e-6)
         if not accepted:
+            observed = False
             _probabilities(like, table, theta, room)
             if edm < 1e3 * like.goal:
                 break
             return _NOT_CONVERGED, edm, iteration
-        cost = trial_cost
+        cost, observed = trial_cost, False
         for a in range(4):
             theta[a] = trial[a]
     if edm >= 1e3 * like.goal:
@@ -378,8 +392,9 @@ def _fit_one(
         return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
-    known = _observed_covariance(like, counts, table, theta, free, covariance, room)
-    if not known:
+    if not observed:
+        _observe(like, counts, table, theta, room, hessian)
+    if not _invert(hessian, free, room, delta, covariance):
         return _HESSIAN_NOT_POSITIVE, edm, iteration
     return _GOOD, edm, iteration
 

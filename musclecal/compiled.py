@@ -70,7 +70,12 @@ def summing(function: _F) -> _F:
 
     So that they are vectorised. The same processor gives the same sums; nan and inf keep their meaning.
     """
-    return _compiled(function, fastmath={"reassoc", "contract"})
+    return _compiled(function, _nrt=False, fastmath={"reassoc", "contract"})
+
+
+def borrowing(function: _F) -> _F:
+    """As `innermost`, but called: for parts that are called from several places, or long."""
+    return _compiled(function, _nrt=False)
 
 
 def _compiled(function: _F, **more: Any) -> _F:

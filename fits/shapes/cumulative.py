@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musclecal.compiled import kernel
+from musclecal.compiled import borrowing
 from musclecal.records import Floats
 from musclecal.vector_math import expm1
 
@@ -72,7 +72,7 @@ def cubic_cells(tables: Floats, spacing: float) -> Floats:
     return np.stack(cells, axis=2).reshape(len(tables), -1)
 
 
-@kernel
+@borrowing
 def _convolve(table: Floats, work: Floats, out: Floats) -> None:
     """out[k, i] = sum_j n_j work[k, i + n_line - 1 - j], k = 0, 1, 2."""
     out[:, :] = 0.0
@@ -88,7 +88,7 @@ def _convolve(table: Floats, work: Floats, out: Floats) -> None:
             third[i] += n * work[2, i + shift]
 
 
-@kernel
+@borrowing
 def _smeared_lines(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
     """F(x) = sum_j n_j Phi((x/(s m_j) - 1)/w), with m_j = reference exp(step (first + j)) and edges low exp(step i).
 
@@ -104,7 +104,7 @@ def _smeared_lines(axis: ShapeAxis, scale: float, width: float, table: Floats, o
     _convolve(table, work, out)
 
 
-@kernel
+@borrowing
 def _curvature_of_lines(
     axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats
 ) -> None:
@@ -118,7 +118,7 @@ def _curvature_of_lines(
     _convolve(table, work, out)
 
 
-@kernel
+@borrowing
 def _place(axis: ShapeAxis, scale: float, width: float, cells: Floats, work: Floats) -> None:
     """Rows of ``work`` at each edge: r = x/(s m_ref w), u in nodes, x in the cell, its coefficients.
 
@@ -140,7 +140,7 @@ def _place(axis: ShapeAxis, scale: float, width: float, cells: Floats, work: Flo
         work[3, i], work[4, i], work[5, i], work[6, i] = cells[k], cells[k + 1], cells[k + 2], cells[k + 3]
 
 
-@kernel
+@borrowing
 def _standard_shape(axis: ShapeAxis, scale: float, width: float, cells: Floats, out: Floats, work: Floats) -> None:
     """F(x) = G(t), t = (x/(s m_ref) - 1)/w; constant density beyond the last node on either side.
 
@@ -157,7 +157,7 @@ def _standard_shape(axis: ShapeAxis, scale: float, width: float, cells: Floats, 
         out[2, i] = -density * (work[0, i] - per_width)
 
 
-@kernel
+@borrowing
 def _curvature_of_standard(
     axis: ShapeAxis, scale: float, width: float, cells: Floats, out: Floats, work: Floats
 ) -> None:
@@ -174,7 +174,7 @@ def _curvature_of_standard(
         out[2, i] = t * (density + rise * t)
 
 
-@kernel
+@borrowing
 def signal_cdf(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
     """F, dF/d ln(scale), dF/d ln(width) of the signal at the edges into ``out`` (3, n_edge), not normalised to the window.
 
@@ -186,7 +186,7 @@ def signal_cdf(axis: ShapeAxis, scale: float, width: float, table: Floats, out: 
         _standard_shape(axis, scale, width, table, out, work)
 
 
-@kernel
+@borrowing
 def signal_curvature(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
     """Second derivatives of F into ``out`` (3, n_edge): by ln(scale) twice, by each, by ln(width) twice."""
     if axis.form == 0:
@@ -195,7 +195,7 @@ def signal_curvature(axis: ShapeAxis, scale: float, width: float, table: Floats,
         _curvature_of_standard(axis, scale, width, table, out, work)
 
 
-@kernel
+@borrowing
 def background_cdf(kind: int, u: Floats, slope: float, out: Floats) -> None:
     """Cumulative background at the edges and its derivatives, once and twice, by the slope, into ``out`` (3, n_edge).
 
