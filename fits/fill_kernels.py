@@ -61,7 +61,8 @@ def _compute(
     for n in range(pt1.size):
         p, q = pt1[n], pt2[n]
         mass2[n], f1, f2 = pair_terms(p, eta1[n], phi1[n], q, eta2[n], phi2[n], mu)
-        values[0, n], values[1, n] = k_unit / p, k_unit / q
+        inverse = k_unit / (p * q)
+        values[0, n], values[1, n] = inverse * q, inverse * p
         values[2, n], values[3, n] = pt_unit * p, pt_unit * q
         values[4, n], values[5, n] = f_unit * f1, f_unit * f2
         values[6, n], values[7, n] = square_unit * (p * p), square_unit * (q * q)

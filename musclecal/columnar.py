@@ -206,6 +206,10 @@ def _root_column(array: Any, where: str) -> Column:
         return np.asarray(awkward.to_numpy(array))
     if array.ndim > 2:
         raise InputError(f"{where} is nested too deeply: one value a row or one list a row is needed")
+    layout = array.layout
+    if isinstance(layout, awkward.contents.ListOffsetArray) and layout.content.is_numpy:
+        offsets = np.asarray(layout.offsets, dtype=np.int64)
+        return Jagged(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
     counts = np.asarray(awkward.to_numpy(awkward.num(array, axis=1)), dtype=np.int64)
     return Jagged(np.asarray(awkward.to_numpy(awkward.flatten(array, axis=1))), counts)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from musclecal.columnar import Column, Columns, ColumnType, Jagged, Table
 from musclecal.errors import InputError
 from musclecal.kinematics import from_cartesian
-from musclecal.pairs import CandidatePairs
+from musclecal.pairs import CandidatePairs, LoadedPairs, opposite_sign_events
 from musclecal.records import Floats, Muons
 
 __all__ = [
@@ -59,8 +59,8 @@ class Layout(Protocol):
     momentum: str
     generator: str | None
 
-    def pairs(self, chunk: Columns) -> CandidatePairs:
-        """The pairs of a chunk of the file."""
+    def load(self, chunk: Columns) -> LoadedPairs:
+        """The opposite-sign pairs of a chunk of the file."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,13 @@ class FlatLayout:
             types |= dict.fromkeys(muon.generator, "real") if muon.generator and self.generator else {}
         return types
 
-    def pairs(self, chunk: Columns) -> CandidatePairs:
+    def load(self, chunk: Columns) -> LoadedPairs:
         """One pair a row."""
+        pairs = self._candidates(chunk)
+        events, flow = opposite_sign_events(pairs)
+        return LoadedPairs(events, flow, pairs.one.pt, None if pairs.gen_one is None else pairs.gen_one.pt)
+
+    def _candidates(self, chunk: Columns) -> CandidatePairs:
         rows = {name: self._one_a_row(chunk[name], name) for name in self.types}
         one, two = self.columns.one, self.columns.two
         return CandidatePairs(

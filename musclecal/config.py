@@ -47,7 +47,7 @@ class CampaignSection(Table):
     """What is calibrated on."""
     engine: Literal["mass-fits", "template", "joint"] = "mass-fits"
     """How A, e, M are extracted; joint: from the samples of [joint] together."""
-    chunk_events: Annotated[int, Field(ge=1000)] = 500_000
+    chunk_events: Annotated[int, Field(ge=1000)] = 200_000
     target: Literal["data", "simulation"] = "data"
     """What is corrected: data to simulation, or the simulation to its own generator-level momenta."""
 

@@ -17,7 +17,7 @@ from musclecal.columns import FlatColumns, FlatLayout, Layout
 from musclecal.errors import InputError
 from musclecal.event_writer import write_dimuons
 from musclecal.nanoaod import NanoLayout, is_nanoaod
-from musclecal.pairs import CandidatePairs, opposite_sign_events
+from musclecal.pairs import LoadedPairs
 from musclecal.records import CutFlow, DimuonEvents, Floats
 
 __all__ = ["UnitCheck", "expand_paths", "read_dimuons", "row_ranges", "write_dimuons"]
@@ -78,7 +78,7 @@ def read_dimuons(
     *,
     generator: bool = True,
     extra: Sequence[str] = (),
-    chunk_events: int = 500_000,
+    chunk_events: int = 200_000,
     rows: RowRange | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[DimuonEvents, CutFlow]]:
@@ -132,22 +132,23 @@ def _read(
     done = 0
     content: tuple[str, ...] | None = None
     for file in files:
-        for rows, pairs in _read_file(file, layout_of, chunk_events, part):
-            content = content or _content(pairs)
-            if content != _content(pairs):
+        for rows, loaded in _read_file(file, layout_of, chunk_events, part):
+            here = _content(loaded.events)
+            content = content or here
+            if content != here:
                 raise InputError(
-                    f"{file}: has {', '.join(_content(pairs))}, but {files[0]} has {', '.join(content)}: "
+                    f"{file}: has {', '.join(here)}, but {files[0]} has {', '.join(content)}: "
                     "the files of a sample must have the same optional columns"
                 )
             done += rows
-            yield opposite_sign_events(pairs)
+            yield loaded.events, loaded.flow
             if progress:
                 progress(done, total)
 
 
 def _read_file(
     file: str, layout_of: Callable[[Table], Layout], chunk_events: int, part: RowRange | None
-) -> Iterator[tuple[int, CandidatePairs]]:
+) -> Iterator[tuple[int, LoadedPairs]]:
     """(rows, pairs) of each chunk of one file."""
     n_rows = 0
     with open_table(file) as table:
@@ -156,12 +157,12 @@ def _read_file(
         layout = layout_of(table)
         units = [UnitCheck(file, name) for name in (layout.momentum, layout.generator) if name]
         for chunk in table.chunks(layout.types, chunk_events, part):
-            pairs = layout.pairs(chunk)
-            for unit, muons in zip(units, (pairs.one, pairs.gen_one), strict=False):
-                if muons is not None:
-                    unit.add(muons.pt)
+            loaded = layout.load(chunk)
+            for unit, pt in zip(units, (loaded.pt, loaded.gen_pt), strict=False):
+                if pt is not None:
+                    unit.add(pt)
             n_rows += _length(chunk)
-            yield _length(chunk), pairs
+            yield _length(chunk), loaded
         for unit in units:
             unit.judge()
     if n_rows == 0:
@@ -173,14 +174,14 @@ def _length(chunk: Columns) -> int:
     return len(column.counts if isinstance(column, Jagged) else column)
 
 
-def _content(pairs: CandidatePairs) -> tuple[str, ...]:
+def _content(events: DimuonEvents) -> tuple[str, ...]:
     """The optional parts of a sample that these pairs have."""
     optional = {
-        "pt_err": pairs.one.pt_err,
-        "generator muons": pairs.gen_one,
-        "run": pairs.run,
-        "lumi": pairs.lumi,
-        "event": pairs.event,
+        "pt_err": events.plus.pt_err,
+        "generator muons": events.gen_plus,
+        "run": events.run,
+        "lumi": events.lumi,
+        "event": events.event,
     }
     return ("momenta", *(name for name, part in optional.items() if part is not None))
 

@@ -36,17 +36,22 @@ def pair_terms(
 
     f1 = d ln m^2/d ln p1 at fixed angles = 1 - 2 mu^2 (1 + E2/E1)/m^2, and 1 <-> 2 (physics.md section 2): 0.9953 for
     equal energies at the J/psi, 1 - 5e-6 at the Z. m^2 as in `mass_of_opening`; with D = e^(eta2 - eta1) - 1,
-    2 (cosh(eta2 - eta1) - 1) = D^2/(1 + D).
+    2 (cosh(eta2 - eta1) - 1) = D^2/(1 + D). Divisions are most of the time: one for two inverses.
     """
     e1, d = 1.0 + expm1(eta1), expm1(eta2 - eta1)
-    ratio, inverse = 1.0 / (1.0 + d), 1.0 / e1
-    p1 = 0.5 * pt1 * (e1 + inverse)
-    p2 = 0.5 * pt2 * (e1 * (1.0 + d) + inverse * ratio)
+    e2 = e1 * (1.0 + d)
+    inverse = 1.0 / (e1 * e2)
+    p1 = 0.5 * pt1 * (e1 + inverse * e2)
+    p2 = 0.5 * pt2 * (e2 + inverse * e1)
     square1, square2, mu2 = p1 * p1 + mu * mu, p2 * p2 + mu * mu, mu * mu
     e1e2 = math.sqrt(square1 * square2)
-    slow = mu2 * (p1 * p1 + square2) / (e1e2 + p1 * p2)
-    m2 = 2.0 * (mu2 + slow) + pt1 * pt2 * (d * d * ratio + 4.0 * _half_sine_squared(phi1 - phi2))
-    share, slope = 2.0 * mu2 / m2, e1e2 / (square1 * square2)
+    total = e1e2 + p1 * p2
+    inverse_2 = 1.0 / (e1e2 * total)
+    slow = mu2 * (p1 * p1 + square2) * (inverse_2 * e1e2)
+    m2 = 2.0 * (mu2 + slow) + pt1 * pt2 * (
+        d * d * (inverse * e1 * e1) + 4.0 * _half_sine_squared(phi1 - phi2)
+    )
+    share, slope = 2.0 * mu2 / m2, inverse_2 * total
     return m2, 1.0 - share * (1.0 + square2 * slope), 1.0 - share * (1.0 + square1 * slope)
 
 

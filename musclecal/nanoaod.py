@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from musclecal.columnar import Columns, ColumnType, Jagged, Table
 from musclecal.columns import charge_stem
 from musclecal.errors import InputError
-from musclecal.pairs import CandidatePairs, pair_indices
-from musclecal.records import Floats, Ints, Muons
+from musclecal.pairs import LoadedPairs, paired
+from musclecal.records import DimuonEvents, Floats, Ints, Muons
 
 __all__ = ["EVENT_BRANCHES", "NanoLayout", "is_nanoaod"]
 
@@ -62,28 +62,33 @@ class NanoLayout:
             types |= dict.fromkeys((MATCH, PARTICLE_ID), "integer")
         return types
 
-    def pairs(self, chunk: Columns) -> CandidatePairs:
+    def load(self, chunk: Columns) -> LoadedPairs:
         """All pairs of the muons of each event."""
         counts = self._jagged(chunk, MOMENTUM[0]).counts
-        event, one, two = pair_indices(counts)
-        pt, eta, phi, charges = (self._reals_of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
+        pt, eta, phi, charge = (self._reals_of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
         error = self._reals_of_muons(chunk, PT_ERROR, counts) if self._has_error else None
         muons = Muons(pt, eta, phi, error)
         generated = self._generated(chunk, counts) if self.generator else None
-        identifiers = {key: self._of_events(chunk, name)[event] for key, name in self._identifiers.items()}
-        jagged = {name for name in self._extra if isinstance(chunk[name], Jagged)}
-        per_muon = {name: self._of_muons(chunk, name, counts) for name in jagged}
-        return CandidatePairs(
-            muons.select(one),
-            muons.select(two),
-            charges[one],
-            charges[two],
-            None if generated is None else generated.select(one),
-            None if generated is None else generated.select(two),
-            **{key: np.asarray(ids, dtype=np.int64) for key, ids in identifiers.items()},
-            extra={name: self._of_events(chunk, name)[event] for name in self._extra if name not in jagged},
-            muon_extra={name: (column[one], column[two]) for name, column in per_muon.items()},
+        event, plus, minus, flow = paired(counts, muons, charge, generated)
+        extra: dict[str, NDArray[np.generic]] = {}
+        for name in self._extra:
+            if isinstance(chunk[name], Jagged):
+                column = self._of_muons(chunk, name, counts)
+                extra[f"{name}_plus"], extra[f"{name}_minus"] = column[plus], column[minus]
+            else:
+                extra[name] = self._of_events(chunk, name)[event]
+        events = DimuonEvents(
+            muons.select(plus),
+            muons.select(minus),
+            None if generated is None else generated.select(plus),
+            None if generated is None else generated.select(minus),
+            **{
+                key: np.asarray(self._of_events(chunk, name)[event])
+                for key, name in self._identifiers.items()
+            },
+            extra=extra,
         )
+        return LoadedPairs(events, flow, pt, None if generated is None else generated.pt)
 
     def _generated(self, chunk: Columns, counts: Ints) -> Muons:
         """Generator muon of each measured one, nan where the match is not a muon."""

@@ -1,24 +1,29 @@
-"""Muon pairs as a file has them, turned into opposite-sign events ordered by charge, every drop counted.
+"""Muons as a file has them, turned into opposite-sign pairs ordered by charge, every drop counted.
+
+`opposite_sign_events` of files with a pair a row, `paired` of files with any number of muons an event.
 
 Not for: names of columns, or cuts that an analyst chooses (`musclecal.selection`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from musclecal.compiled import kernel
 from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, Muons
 
-__all__ = ["CandidatePairs", "opposite_sign_events", "pair_indices"]
+__all__ = ["CandidatePairs", "LoadedPairs", "opposite_sign_events", "paired"]
 
 Booleans = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CandidatePairs:
-    """Pairs of muons in the order of the file, whatever their charges.
+    """Pairs of muons, one a row of the file, whatever their charges.
 
     Attributes
     ----------
@@ -42,26 +47,15 @@ class CandidatePairs:
     muon_extra: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]] = field(default_factory=dict)
 
 
-def pair_indices(counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """All pairs of the muons of each event, in the order (0, 1), (0, 2), ..., (1, 2), ...
-
-    Parameters
-    ----------
-    counts : (n_event,) muons of each event.
-
-    Returns
-    -------
-    event, one, two : (n_pair,) number of the event, and of the two muons among the muons of all events.
+class LoadedPairs(NamedTuple):
+    """What a chunk of a file gives: opposite-sign pairs, what was dropped, and pT (GeV) of the muons as they were read,
+    measured and generated (None in data).
     """
-    first = np.cumsum(counts) - counts
-    event = np.repeat(np.arange(counts.size), counts * (counts - 1) // 2)
-    one, two = np.empty_like(event), np.empty_like(event)
-    for count in np.unique(counts[counts > 1]):
-        i, j = np.triu_indices(count, 1)
-        start = first[counts == count][:, np.newaxis]
-        here = counts[event] == count
-        one[here], two[here] = (start + i).ravel(), (start + j).ravel()
-    return event, one, two
+
+    events: DimuonEvents
+    flow: CutFlow
+    pt: Floats
+    gen_pt: Floats | None
 
 
 def opposite_sign_events(pairs: CandidatePairs) -> tuple[DimuonEvents, CutFlow]:
@@ -80,21 +74,96 @@ def opposite_sign_events(pairs: CandidatePairs) -> tuple[DimuonEvents, CutFlow]:
     return DimuonEvents(plus, minus, gen_plus, gen_minus, run, lumi, event, extra), flow
 
 
+_PHYSICAL, _MATCHED = 1, 2
+"""Bits of what a muon passes."""
+
+
+@kernel
+def _add_physical(pt: Floats, eta: Floats, phi: Floats, bit: int, passes: NDArray[np.uint8]) -> None:
+    for i in range(pt.size):
+        finite = (abs(pt[i]) < math.inf) & (abs(eta[i]) < math.inf) & (abs(phi[i]) < math.inf)
+        passes[i] += bit * (finite & (pt[i] > 0.0))
+
+
+@kernel
+def _opposite_signs(
+    counts: Ints,
+    passes: NDArray[np.uint8],
+    charge: Floats,
+    event: Ints,
+    plus: Ints,
+    minus: Ints,
+    passed: Ints,
+) -> int:
+    """Usable pairs of the muons of each event, in the order (0, 1), (0, 2), ..., (1, 2), ...; their number.
+
+    ``passed`` (5,) counts all pairs, and those left after each step.
+    """
+    n, first, n_all, n_physical, n_charged, n_opposite = 0, 0, 0, 0, 0, 0
+    for number in range(counts.size):
+        n_all += counts[number] * (counts[number] - 1) // 2
+        last = first + counts[number]
+        for i in range(first, last):
+            for j in range(i + 1, last):
+                both = passes[i] & passes[j]
+                physical = both & _PHYSICAL != 0
+                charged = physical & (abs(charge[i]) == 1.0) & (abs(charge[j]) == 1.0)
+                opposite = charged & (charge[i] == -charge[j])
+                good = opposite & (both & _MATCHED != 0)
+                n_physical += physical
+                n_charged += charged
+                n_opposite += opposite
+                event[n] = number
+                plus[n], minus[n] = (i, j) if charge[i] > 0.0 else (j, i)
+                n += good
+        first = last
+    passed[0], passed[1], passed[2], passed[3], passed[4] = n_all, n_physical, n_charged, n_opposite, n
+    return n
+
+
+def paired(
+    counts: Ints, muons: Muons, charge: Floats, generated: Muons | None = None
+) -> tuple[Ints, Ints, Ints, CutFlow]:
+    """Number of the event, mu+ and mu- of each usable opposite-sign pair (n_pair,); what was dropped.
+
+    Parameters
+    ----------
+    counts : (n_event,) muons of each event; ``muons``, ``charge``, ``generated`` are of all events, one after another.
+    generated : their generator-level muons, nan where there is none; None in data.
+    """
+    passes = np.zeros(len(muons), dtype=np.uint8)
+    _add_physical(muons.pt, muons.eta, muons.phi, _PHYSICAL, passes)
+    if generated is None:
+        passes += _MATCHED
+    else:
+        _add_physical(generated.pt, generated.eta, generated.phi, _MATCHED, passes)
+    room = int(np.sum(counts * (counts - 1) // 2)) + 1
+    event, plus, minus = (np.empty(room, dtype=np.int64) for _ in range(3))
+    passed = np.zeros(5, dtype=np.int64)
+    n = _opposite_signs(counts, passes, charge, event, plus, minus, passed)
+    n_steps = len(_STEPS) - (generated is None)
+    flow = CutFlow(("pairs read", *_STEPS[:n_steps]), tuple(int(x) for x in passed[: n_steps + 1]))
+    return event[:n], plus[:n], minus[:n], flow
+
+
+_STEPS = ("finite momenta", "charge +1 or -1", "opposite sign", "generator match")
+
+
 def _usable(pairs: CandidatePairs) -> tuple[Booleans, CutFlow]:
     one, two = pairs.charge_one, pairs.charge_two
-    steps = {
-        "finite momenta": _physical(pairs.one) & _physical(pairs.two),
-        "charge +1 or -1": (np.abs(one) == 1.0) & (np.abs(two) == 1.0),
-        "opposite sign": one == -two,
-    }
+    steps = [
+        _physical(pairs.one) & _physical(pairs.two),
+        (np.abs(one) == 1.0) & (np.abs(two) == 1.0),
+        one == -two,
+    ]
     if pairs.gen_one is not None and pairs.gen_two is not None:
-        steps["generator match"] = _physical(pairs.gen_one) & _physical(pairs.gen_two)
+        steps.append(_physical(pairs.gen_one) & _physical(pairs.gen_two))
     kept = np.ones(len(pairs.one), dtype=np.bool_)
     counts = [kept.size]
-    for passed in steps.values():
+    for passed in steps:
         kept &= passed
         counts.append(int(np.count_nonzero(kept)))
-    return kept, CutFlow(("pairs read", *steps), tuple(counts))
+    return kept, CutFlow(("pairs read", *_STEPS[: len(steps)]), tuple(counts))
 
 
 def _physical(muons: Muons) -> Booleans:

@@ -149,7 +149,7 @@ class Source:
     muon_pt: tuple[float, float] | None = None
     mass_window: tuple[float, float] | None = None
     corrections: tuple[Correction, ...] = ()
-    chunk_events: int = 500_000
+    chunk_events: int = 200_000
     generator: bool = False
     replicas: int = 1
     rows: RowRange | None = None

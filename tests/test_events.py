@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from musclecal.errors import InputError
 from musclecal.events import expand_paths, read_dimuons, row_ranges, write_dimuons
-from musclecal.pairs import pair_indices
+from musclecal.pairs import paired
 from musclecal.records import CutFlow, DimuonEvents, Muons
 
 POLAR = {f"{key}{muon}": f"{key}{muon}" for key in ("pt", "eta", "phi") for muon in (1, 2)}
@@ -264,16 +264,36 @@ def test_a_file_that_cannot_be_read_is_one_piece(tmp_path: Path) -> None:
     assert row_ranges(str(tmp_path / "bad.root"), 10) == (None,)
 
 
-def test_pair_indices_against_a_double_loop() -> None:
-    counts = np.array([0, 3, 1, 2, 5, 0, 4, 3])
-    event, one, two = pair_indices(counts)
-    expected = [
-        (n, counts[:n].sum() + i, counts[:n].sum() + j)
-        for n, count in enumerate(counts)
-        for i in range(count)
-        for j in range(i + 1, count)
-    ]
-    assert list(zip(event, one, two, strict=True)) == expected
+@pytest.mark.parametrize("simulated", [False, True])
+def test_pairs_against_a_double_loop(simulated: bool) -> None:
+    """Muons that lack one thing or another, and the number of pairs after each step."""
+    rng = np.random.default_rng(1)
+    counts = np.concatenate([[0, 3, 1, 2, 5, 0, 4, 3], rng.integers(0, 6, 300)])
+    n = int(counts.sum())
+    charge = rng.choice([-1.0, 1.0, 0.0, 2.0, np.nan], n, p=(0.45, 0.45, 0.04, 0.03, 0.03))
+    pt, gen_pt = (rng.choice([5.0, 0.0, np.nan, np.inf], n, p=(0.85, 0.05, 0.05, 0.05)) for _ in range(2))
+    eta = rng.choice([0.5, -np.inf], n, p=(0.95, 0.05))
+    muons, generated = Muons(pt, eta, np.zeros(n)), Muons(gen_pt, np.zeros(n), np.zeros(n))
+    event, plus, minus, flow = paired(counts, muons, charge, generated if simulated else None)
+    expected, passed = [], np.zeros(5, dtype=int)
+    physical, matched = (pt == 5.0) & (eta == 0.5), (gen_pt == 5.0) | (not simulated)
+    first = 0
+    for number, count in enumerate(counts):
+        for i in range(first, first + count):
+            for j in range(i + 1, first + count):
+                steps = [
+                    True, physical[i] and physical[j], abs(charge[i]) == 1 and abs(charge[j]) == 1,
+                    charge[i] == -charge[j], matched[i] and matched[j],
+                ]  # fmt: skip
+                passed += np.cumprod(steps)
+                if all(steps):
+                    expected.append((number, i, j) if charge[i] > 0 else (number, j, i))
+        first += count
+    assert list(zip(event, plus, minus, strict=True)) == expected
+    assert len(expected) > 100
+    names = ("pairs read", "finite momenta", "charge +1 or -1", "opposite sign", "generator match")
+    used = 5 if simulated else 4
+    assert flow == CutFlow(names[:used], tuple(int(x) for x in passed[:used]))
 
 
 def test_cartesian_momenta_win(tmp_path: Path) -> None:
