@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from musclecal.compiled import source_digest
 from musclecal.errors import InputError
 
 __all__ = ["Cluster", "PartsFailed", "Summed", "tree_sum"]
@@ -101,7 +102,7 @@ class Cluster:
 
     Raises
     ------
-    InputError : no such scheduler, or Dask is not installed.
+    InputError : no such scheduler, a process without this version of musclecal, or Dask is not installed.
     """
 
     def __init__(
@@ -135,6 +136,19 @@ class Cluster:
             self._client = distributed.Client(**where)
         except (OSError, ValueError) as error:
             raise InputError(f"--scheduler {scheduler}: no scheduler answers: {error}") from None
+        try:
+            self._check_workers()
+        except InputError:
+            self.__exit__(None, None, None)
+            raise
+
+    def _check_workers(self) -> None:
+        """Dask waits for ever for a process that cannot import its work; and other sources give other bits."""
+        for worker, digest in self._client.run(source_digest, on_error="return").items():
+            if isinstance(digest, BaseException):
+                raise InputError(f"--scheduler: process {worker} cannot import musclecal: {_reason(digest)}")
+            if digest != source_digest():
+                raise InputError(f"--scheduler: process {worker} has another version of musclecal or numba")
 
     def __enter__(self) -> "Cluster":
         return self

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from musclecal.cluster import Cluster, PartsFailed, tree_sum
 from musclecal.cluster import _Tree as Tree
+from musclecal.compiled import source_digest
 from musclecal.errors import InputError
 from musclecal.event_writer import write_dimuons
 from musclecal.export import export_npz
@@ -158,6 +159,27 @@ class TestProcesses:
         for where in ("tcp://127.0.0.1:9", "nowhere.json", "local:0", "nonsense"):
             with pytest.raises(InputError, match=f"--scheduler {where}: "):
                 Cluster(where)
+
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [("0123456789abcdef", "has another version"), (ModuleNotFoundError("No module"), "cannot import musclecal: No")],
+    )
+    def test_without_this_version_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, answer: object, message: str
+    ) -> None:
+        asked = []
+
+        def run(_: object, function: Callable[[], str], on_error: str) -> dict[str, object]:
+            asked.append((function(), on_error))
+            return {"tcp://one": source_digest(), "tcp://two": answer}
+
+        address = cluster._client.scheduler.address
+        assert set(cluster._client.run(source_digest).values()) == {source_digest()}
+        monkeypatch.setattr("distributed.Client.run", run)
+        with pytest.raises(InputError, match=f"tcp://two {message}"):
+            Cluster(address)
+        assert asked == [(source_digest(), "return")]
 
 
 CAMPAIGN = """\
