@@ -160,10 +160,12 @@ class TestProcesses:
             with pytest.raises(InputError, match=f"--scheduler {where}: "):
                 Cluster(where)
 
-
     @pytest.mark.parametrize(
         ("answer", "message"),
-        [("0123456789abcdef", "has another version"), (ModuleNotFoundError("No module"), "cannot import musclecal: No")],
+        [
+            ("0123456789abcdef", "has another version"),
+            (ModuleNotFoundError("No module"), "cannot import musclecal: No"),
+        ],
     )
     def test_without_this_version_are_refused(
         self, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, answer: object, message: str
