@@ -10,13 +10,16 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from musclecal.binning import SearchAxis, bin_in
+from musclecal.binning import SearchAxis, find_bins
 from musclecal.compiled import innermost, kernel
 from musclecal.kinematics import pair_terms
 from musclecal.records import Floats, Ints
 
 __all__ = ["FillAxes", "FillTables", "add_pairs"]
+
+Int32s = NDArray[np.int32]
 
 _BLOCK = 256
 N_VALUES = 8
@@ -91,22 +94,33 @@ def _rescale(pt: Floats, reference: float, mass2: Floats, out: Floats) -> None:
 @innermost
 def _locate(
     pt1: Floats, eta1: Floats, pt2: Floats, eta2: Floats, mass2: Floats, gen_mass: Floats, axes: FillAxes, state: Ints,
-    which: Ints, rows: Ints, bins: Ints, gen_bins: Ints,
+    places: Int32s, which: Ints, rows: Ints, bins: Ints, gen_bins: Ints,
 ) -> int:  # fmt: skip
-    """``which`` pairs are in a 4D bin, and have a bin (else -1) of mass or generator-level mass; their number."""
-    n_eta, n_pt = axes.eta.edges.size - 3, axes.pt.edges.size - 3
+    """``which`` pairs are in a 4D bin, and have a bin (else -1) of mass or generator-level mass; their number.
+
+    ``places`` (6, n) is room.
+    """
+    n_eta, n_pt = np.int32(axes.eta.edges.size - 3), np.int32(axes.pt.edges.size - 3)
+    one, two, low, high, mass_bin, gen_bin = places[0], places[1], places[2], places[3], places[4], places[5]
+    find_bins(axes.eta, eta1, one)
+    find_bins(axes.eta, eta2, two)
+    find_bins(axes.pt, pt1, low)
+    find_bins(axes.pt, pt2, high)
+    find_bins(axes.mass, mass2, mass_bin)
+    for i in range(pt1.size):
+        inside = ((one[i] | two[i] | low[i] | high[i]) >= 0) & (mass2[i] > 0.0)
+        row = ((one[i] * n_eta + two[i]) * n_pt + low[i]) * n_pt + high[i]
+        one[i] = row if inside else np.int32(-1)
+        gen_bin[i] = -1
+    if gen_mass.size:
+        find_bins(axes.generator, gen_mass, gen_bin)
     found = 0
     for i in range(pt1.size):
-        eta_bin, eta_bin2 = bin_in(axes.eta, eta1[i]), bin_in(axes.eta, eta2[i])
-        pt_bin, pt_bin2 = bin_in(axes.pt, pt1[i]), bin_in(axes.pt, pt2[i])
-        mass_bin = bin_in(axes.mass, mass2[i])
-        gen_bin = bin_in(axes.generator, gen_mass[i]) if gen_mass.size else -1
-        inside = ((eta_bin | eta_bin2 | pt_bin | pt_bin2) >= 0) & (mass2[i] > 0.0)
-        here = np.uintp(found)
-        which[here], bins[here], gen_bins[here] = i, mass_bin, gen_bin
-        rows[here] = ((eta_bin * n_eta + eta_bin2) * n_pt + pt_bin) * n_pt + pt_bin2
-        state[1] += not (inside & (mass_bin >= 0))
-        found += inside & ((mass_bin & gen_bin) >= 0)
+        pair, here = np.uintp(i), np.uintp(found)
+        row, column, generated = one[pair], mass_bin[pair], gen_bin[pair]
+        which[here], rows[here], bins[here], gen_bins[here] = i, row, column, generated
+        state[1] += (row | column) < 0
+        found += (row >= 0) & ((column & generated) >= 0)
     return found
 
 
@@ -176,6 +190,7 @@ def add_pairs(
     flat = sums.reshape(-1)
     values, mass2, scaled = np.empty((N_VALUES, _BLOCK)), np.empty(_BLOCK), np.empty((2, _BLOCK))
     which, rows, bins, gen_bins = np.empty((4, _BLOCK), dtype=np.int64)
+    places = np.empty((6, _BLOCK), dtype=np.int32)
     sign = 0
     for start in range(0, pt1.size, _BLOCK):
         stop = min(start + _BLOCK, pt1.size)
@@ -187,7 +202,7 @@ def add_pairs(
             _rescale(p, axes.pt_reference, mass2, scaled[0])
             _rescale(q, axes.pt_reference, mass2, scaled[1])
             p, q = scaled[0, : stop - start], scaled[1, : stop - start]
-        n = _locate(p, a, q, b, mass2, gen_mass[start:stop], axes, state, which, rows, bins, gen_bins)
+        n = _locate(p, a, q, b, mass2, gen_mass[start:stop], axes, state, places, which, rows, bins, gen_bins)
         _find_rows(n, rows, row_of, state)
         if weights.size:
             sign |= _add_weights(n, which, rows, bins, gen_bins, w, weight_unit, counts, variances, generator)

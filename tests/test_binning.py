@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from musclecal.binning import Binning, TemplateBinning, bin_in, bin_of, equal_eta_edges, search_axis
+from musclecal.binning import (
+    Binning,
+    TemplateBinning,
+    bin_in,
+    bin_of,
+    equal_eta_edges,
+    find_bins,
+    search_axis,
+)
 from musclecal.errors import InputError
 
 JPSI = Binning(
@@ -172,7 +180,8 @@ class TestTemplateBinning:
 @pytest.mark.parametrize(
     "edges",
     [
-        np.linspace(-2.4, 2.4, 25), [4.0, 4.9, 6.4, 9.5, 40.0], [0.0, 1e-7, 2e-7, 3.0, 1000.0], [-1.0, 1.0],
+        np.linspace(-2.4, 2.4, 25), equal_eta_edges(48, 2.4), [4.0, 4.9, 6.4, 9.5, 40.0], [-1.0, 1.0],
+        [0.0, 1e-7, 2e-7, 3.0, 1000.0],
         np.cumsum(np.random.default_rng(2).exponential(1.0, 300)), [2.0, 2.0 + 1e-9, 5.0],
     ],
 )  # fmt: skip
@@ -183,5 +192,16 @@ def test_bins_without_a_search_are_those_of_the_search(edges: object) -> None:
     span = values[-1] - values[0]
     random = rng.uniform(values[0] - 0.1 * span, values[-1] + 0.1 * span, 20_000)
     near = [values, np.nextafter(values, -np.inf), np.nextafter(values, np.inf)]
-    for x in np.concatenate([random, *near, [np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0]]):
+    looked_at = np.concatenate([random, *near, [np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0]])
+    for x in looked_at:
         assert bin_in(axis, x) == bin_of(values, x)
+    together = np.empty(len(looked_at), dtype=np.int32)
+    find_bins(axis, looked_at, together)
+    np.testing.assert_array_equal(together, [bin_of(values, x) for x in looked_at])
+
+
+def test_equal_bins_are_known_as_such() -> None:
+    assert search_axis(np.linspace(-2.4, 2.4, 25)).per_bin == 5.0
+    assert search_axis([-1.0, 1.0]).per_bin == 0.0  # no multiples of their width
+    assert search_axis([0.0, 1.0, 3.0]).per_bin == 0.0
+    assert search_axis([4.0, 4.9, 6.4]).per_bin == 0.0
