@@ -114,13 +114,14 @@ def _locate(
         gen_bin[i] = -1
     if gen_mass.size:
         find_bins(axes.generator, gen_mass, gen_bin)
-    found = 0
+    found, lost = 0, 0
     for i in range(pt1.size):
         pair, here = np.uintp(i), np.uintp(found)
         row, column, generated = one[pair], mass_bin[pair], gen_bin[pair]
         which[here], rows[here], bins[here], gen_bins[here] = i, row, column, generated
-        state[1] += (row | column) < 0
+        lost += (row | column) < 0
         found += (row >= 0) & ((column & generated) >= 0)
+    state[1] += lost
     return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from musclecal.compiled import borrowing, in_order, kernel, summing
 from musclecal.fits.shapes import SignalModel
-from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, signal_cdf, signal_curvature
+from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, background_curvature, signal_cdf, signal_curvature
 from musclecal.records import BinFits, Floats, Ints
 from musclecal.vector_math import log
 
@@ -80,7 +80,7 @@ class _Room(NamedTuple):
     Attributes
     ----------
     p, dp : (n,) and (4, n) probabilities and their derivatives by theta.
-    signal, background : (3, n + 1) of `signal_cdf` and `background_cdf`.
+    signal, background : (3, n + 1) of `signal_cdf`; of `background_cdf` and `background_curvature`.
     curvature : (3, n + 1) of `signal_curvature`.
     work : (7, size of the axis).
     lower : (4, 4).
@@ -290,6 +290,8 @@ def _observe(
 ) -> None:  # fmt: skip
     """`_second_derivatives` at theta, where p and dp of ``room`` are."""
     signal_curvature(like.axis, math.exp(theta[0]), math.exp(theta[1]), table, room.curvature, room.work)
+    if like.background > 0:
+        background_curvature(like.background, like.axis.u, theta[3], room.background)
     _second_derivatives(like, counts, theta, room, hessian)
 
 
@@ -367,8 +369,9 @@ def _fit_one(
             cost = _cost(like, counts, room.p, theta, centre)
             continue
         accepted = False
-        for _ in range(30):
-            _solve(matrix, gradient, free, damping, room.lower, delta)
+        for attempt in range(30):
+            if attempt > 0 or not observed:
+                _solve(matrix, gradient, free, damping, room.lower, delta)
             _bounded_step(theta, delta, like.bounds, trial)
             _probabilities(like, table, trial, room)
             trial_cost = _cost(like, counts, room.p, trial, centre)

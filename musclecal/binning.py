@@ -25,7 +25,6 @@ __all__ = [
     "TemplateBinning",
     "bin_in",
     "bin_of",
-    "equal_cells",
     "equal_eta_edges",
     "find_bins",
     "search_axis",
@@ -53,7 +52,6 @@ class SearchAxis(NamedTuple):
     ``edges`` (n + 3,) have -inf before those of the axis, and nan, which nothing reaches, behind them: bin i of the
     axis is number i + 1 of these. The axis is cut into equal cells, ``cells`` a unit from ``low`` on; ``start``
     (n_cell + 2,) is the bin at the lower end of each, with one more cell below and above; the last is number ``top``.
-    Bins of equal width are floor(``per_bin`` x) - ``first``, for every x (`equal_cells`); ``per_bin`` is 0 for others.
     """
 
     edges: NDArray[np.float64]
@@ -61,43 +59,11 @@ class SearchAxis(NamedTuple):
     low: float
     cells: float
     top: float
-    per_bin: float
-    first: float
 
 
 _MOST_CELLS = 100_000
 _FEW = 8
 """Edges: so many are compared with faster than a cell is looked up."""
-_NEIGHBOURS = 40
-
-
-def equal_cells(edges: NDArray[np.float64], most: int) -> tuple[float, NDArray[np.float64]] | None:
-    """Cells of equal width, up to ``most`` in the narrowest bin, that have all edges among theirs; None: there are none.
-
-    The cell of x is floor(c x); gives c, and the cells (n + 1,) that begin at the edges. It is right to the last bit
-    for every x if it is so at each edge and at the next number below: neither multiplication nor floor falls as x rises.
-    """
-    narrowest = float(np.diff(edges).min())
-    below = np.nextafter(edges, -np.inf)
-    for n in range(1, most + 1):
-        number = np.rint(edges * n / narrowest)
-        if np.any(np.abs(edges * n / narrowest - number) > 1e-6):
-            continue
-        for cells in _close_to(n / narrowest):
-            if np.all(np.floor(edges * cells) == number) and np.all(np.floor(below * cells) < number):
-                return cells, number
-    return None
-
-
-def _close_to(value: float) -> list[float]:
-    """The value, or the whole number that it is up to rounding, and its neighbours among floating-point numbers."""
-    whole = float(round(value))
-    up = down = whole if abs(value - whole) < 1e-9 * whole else value
-    found = [up]
-    for _ in range(_NEIGHBOURS):
-        up, down = float(np.nextafter(up, np.inf)), float(np.nextafter(down, -np.inf))
-        found += [down, up]
-    return found
 
 
 def search_axis(edges: ArrayLike) -> SearchAxis:
@@ -110,13 +76,7 @@ def search_axis(edges: ArrayLike) -> SearchAxis:
     )  # rounding must not put a value into the cell before its own
     start = np.concatenate([[0], np.searchsorted(inner, lower, side="right"), [len(inner) - 1]])
     outer = np.concatenate([[-np.inf], inner, [np.nan]])
-    found = equal_cells(inner, 1)
-    per_bin, first = (
-        (found[0], float(found[1][0])) if found and np.all(np.diff(found[1]) == 1.0) else (0.0, 0.0)
-    )
-    return SearchAxis(
-        outer, start.astype(np.int32), float(inner[0]), float(n / span), n + 1.0, per_bin, first
-    )
+    return SearchAxis(outer, start.astype(np.int32), float(inner[0]), float(n / span), n + 1.0)
 
 
 @innermost
@@ -136,13 +96,7 @@ def bin_in(axis: SearchAxis, x: float) -> int:
 def find_bins(axis: SearchAxis, x: NDArray[np.float64], out: NDArray[np.int32]) -> None:
     """`bin_in` of many values, in loops that are vectorised."""
     edges, n = axis.edges, np.int32(axis.edges.size - 3)
-    if axis.per_bin > 0.0:
-        for i in range(x.size):
-            at = np.floor(x[i] * axis.per_bin) - axis.first
-            at = at if at > -1.0 else -1.0  # nan is below
-            at = at if at < n else -1.0
-            out[i] = np.int32(at)
-    elif n < _FEW:
+    if n < _FEW:
         for i in range(x.size):
             out[i] = -1
         for k in range(1, n + 1):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from musclecal.binning import SearchAxis, bin_in, equal_cells
+from musclecal.binning import SearchAxis, bin_in
 from musclecal.compiled import kernel
 from musclecal.records import Floats
 
@@ -21,13 +21,15 @@ __all__ = ["EtaGrid", "all_variations", "error_factors", "factors", "factors_on_
 
 _MOST_CELLS = 2000
 """Of a grid: its table stays in the first cache."""
+_NEIGHBOURS = 40
 
 
 @dataclass(frozen=True)
 class EtaGrid:
     """Cells of equal width of which each lies in one eta bin, found without a comparison with edges.
 
-    The cell of eta is floor(``cells`` eta) - ``first``, for every eta (`musclecal.binning.equal_cells`).
+    The cell of eta is floor(``cells`` eta) - ``first``. It is right to the last bit for every eta if it is so at each
+    edge and at the next number below: neither multiplication nor floor falls as eta rises.
 
     Attributes
     ----------
@@ -43,12 +45,16 @@ class EtaGrid:
         """None where no such cells are found, as for edges that are no multiples of one width."""
         narrowest = float(np.diff(edges).min())
         most = int(_MOST_CELLS * narrowest / (edges[-1] - edges[0]))
-        found = equal_cells(edges, most)
-        if found is None:
-            return None
-        cells, number = found
-        bins = np.repeat(np.arange(len(edges) - 1), np.diff(number).astype(np.intp))
-        return cls(cells, float(number[0]), bins)
+        below = np.nextafter(edges, -np.inf)
+        for n in range(1, most + 1):
+            number = np.rint(edges * n / narrowest)
+            if np.any(np.abs(edges * n / narrowest - number) > 1e-6):
+                continue
+            for cells in _close_to(n / narrowest):
+                if np.all(np.floor(edges * cells) == number) and np.all(np.floor(below * cells) < number):
+                    bins = np.repeat(np.arange(len(edges) - 1), np.diff(number).astype(np.intp))
+                    return cls(cells, float(number[0]), bins)
+        return None
 
     def table(self, rows: Floats) -> Floats:
         """(1 + 2 n_cell, 3) what `factors_on_grid` looks up, of (n_eta, 3) 1 + A, e, M.
@@ -58,6 +64,17 @@ class EtaGrid:
         scale, loss, sagitta = rows[self.bins].T
         of_charges = [np.stack([scale, q * sagitta, -loss], axis=1) for q in (1.0, -1.0)]
         return np.concatenate([[[1.0, 0.0, 0.0]], *of_charges])
+
+
+def _close_to(value: float) -> list[float]:
+    """The value, or the whole number that it is up to rounding, and its neighbours among floating-point numbers."""
+    whole = float(round(value))
+    up = down = whole if abs(value - whole) < 1e-9 * whole else value
+    found = [up]
+    for _ in range(_NEIGHBOURS):
+        up, down = float(np.nextafter(up, np.inf)), float(np.nextafter(down, -np.inf))
+        found += [down, up]
+    return found
 
 
 @kernel

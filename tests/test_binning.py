@@ -198,10 +198,3 @@ def test_bins_without_a_search_are_those_of_the_search(edges: object) -> None:
     together = np.empty(len(looked_at), dtype=np.int32)
     find_bins(axis, looked_at, together)
     np.testing.assert_array_equal(together, [bin_of(values, x) for x in looked_at])
-
-
-def test_equal_bins_are_known_as_such() -> None:
-    assert search_axis(np.linspace(-2.4, 2.4, 25)).per_bin == 5.0
-    assert search_axis([-1.0, 1.0]).per_bin == 0.0  # no multiples of their width
-    assert search_axis([0.0, 1.0, 3.0]).per_bin == 0.0
-    assert search_axis([4.0, 4.9, 6.4]).per_bin == 0.0

@@ -16,7 +16,7 @@ from musclecal.compiled import borrowing
 from musclecal.records import Floats
 from musclecal.vector_math import expm1
 
-__all__ = ["LINES", "STANDARD", "ShapeAxis", "background_cdf", "cubic_cells", "shape_axis", "signal_cdf", "signal_curvature"]
+__all__ = ["LINES", "STANDARD", "ShapeAxis", "background_cdf", "background_curvature", "cubic_cells", "shape_axis", "signal_cdf", "signal_curvature"]
 
 LINES, STANDARD = 0, 1
 """Which form a table is for."""
@@ -197,17 +197,16 @@ def signal_curvature(axis: ShapeAxis, scale: float, width: float, table: Floats,
 
 @borrowing
 def background_cdf(kind: int, u: Floats, slope: float, out: Floats) -> None:
-    """Cumulative background at the edges and its derivatives, once and twice, by the slope, into ``out`` (3, n_edge).
+    """Cumulative background at the edges and its derivative by the slope, into the first rows of ``out`` (3, n_edge).
 
     Normalised to the window, ``u`` = 0 ... 1 across it. EXPONENTIAL: density exp(-slope u), abs(slope) <= 30. LINEAR:
     density 1 + slope (2 u - 1), abs(slope) <= 1.
     """
-    value, first, second = out[0], out[1], out[2]
+    value, first = out[0], out[1]
     if kind == 2:
         for i in range(u.size):
             first[i] = u[i] * u[i] - u[i]
             value[i] = u[i] + slope * first[i]
-            second[i] = 0.0
         return
     # Below: the integral from 0 to u, not normalised
     if abs(slope) < 1e-3:
@@ -216,7 +215,6 @@ def background_cdf(kind: int, u: Floats, slope: float, out: Floats) -> None:
             cube = square * u[i]
             value[i] = u[i] - 0.5 * slope * square + slope * slope * cube / 6.0
             first[i] = -0.5 * square + slope * cube / 3.0 - 0.125 * slope * slope * square * square
-            second[i] = cube / 3.0 - 0.25 * slope * square * square
     else:
         inverse = 1.0 / slope
         for i in range(u.size):
@@ -224,11 +222,36 @@ def background_cdf(kind: int, u: Floats, slope: float, out: Floats) -> None:
             fall = half * (2.0 + half)
             value[i] = -fall * inverse
             first[i] = (u[i] * (1.0 + fall) - value[i]) * inverse
-            second[i] = -(u[i] * u[i] * (1.0 + fall) + 2.0 * first[i]) * inverse
     last = u.size - 1
     inverse = 1.0 / value[last]
-    a, b = first[last] * inverse, second[last] * inverse
+    a = first[last] * inverse
     for i in range(u.size):
         value[i] *= inverse
         first[i] = first[i] * inverse - a * value[i]
-        second[i] = second[i] * inverse - b * value[i] - 2.0 * a * first[i]
+
+
+@borrowing
+def background_curvature(kind: int, u: Floats, slope: float, out: Floats) -> None:
+    """Second derivative by the slope into the last row of ``out``, behind what `background_cdf` has put there.
+
+    With G = P/T, P the integral to u and T that of the window, P' = -int u e^(-slope u): T G'' = P'' - 2 T' G' - T'' G.
+    """
+    value, first, second = out[0], out[1], out[2]
+    if kind == 2:
+        second[:] = 0.0
+        return
+    if abs(slope) < 1e-3:
+        total, d_total = 1.0 - 0.5 * slope + slope * slope / 6.0, -0.5 + slope / 3.0 - 0.125 * slope * slope
+        for i in range(u.size):
+            second[i] = u[i] * u[i] * u[i] * (1.0 / 3.0 - 0.25 * slope * u[i])
+    else:
+        total = -math.expm1(-slope) / slope
+        d_total = (math.exp(-slope) - total) / slope
+        for i in range(u.size):
+            # P'' = -(u^2 e^(-slope u) + 2 P')/slope, with what is there: G = P/T, G' = (P' - T' G)/T
+            part = value[i] * total
+            d_part = first[i] * total + d_total * value[i]
+            second[i] = -(u[i] * u[i] * (1.0 - slope * part) + 2.0 * d_part) / slope
+    d2_total = second[u.size - 1]
+    for i in range(u.size):
+        second[i] = (second[i] - 2.0 * d_total * first[i] - d2_total * value[i]) / total

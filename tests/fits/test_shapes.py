@@ -22,7 +22,13 @@ from musclecal.fits.shapes import (
     simulation_shape,
 )
 from musclecal.fits.shapes.crystal_ball import crystal_ball_density
-from musclecal.fits.shapes.cumulative import LINES, background_cdf, signal_cdf, signal_curvature
+from musclecal.fits.shapes.cumulative import (
+    LINES,
+    background_cdf,
+    background_curvature,
+    signal_cdf,
+    signal_curvature,
+)
 from musclecal.fits.shapes.simulation_shape import width_classes
 from musclecal.records import MassHistogram
 
@@ -292,6 +298,7 @@ def background(kind: int, slope: float, axes: Binning = JPSI) -> Floats:
     """(3, n_edge) cumulative, its first and second derivative by the slope."""
     out = np.empty((3, axes.mass_bins + 1))
     background_cdf(kind, across(axes), slope, out)
+    background_curvature(kind, across(axes), slope, out)
     return out
 
 
