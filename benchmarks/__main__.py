@@ -35,7 +35,7 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from benchmarks.peers.all_works import WORKS
-from benchmarks.peers.rows import Effort, tell
+from benchmarks.peers.rows import Effort, processor, tell
 
 Shown = Mapping[str, Any]
 """A row as in JSON."""
@@ -61,15 +61,8 @@ def machine() -> dict[str, object]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    model = platform.processor()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [
-            line for line in information.read_text(encoding="utf-8").splitlines() if "model name" in line
-        ]
-        model = names[0].split(":", 1)[1].strip() if names else model
     return {
-        "processor": model,
+        "processor": processor(),
         "processors": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": versions,

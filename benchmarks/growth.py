@@ -151,7 +151,7 @@ def measure(effort: Effort) -> list[Curve]:
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """A panel for events, histograms, parameters and threads each."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from musclecal.validation.plot_style import BACKGROUND, FIT, figure_file
 
@@ -171,6 +171,8 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
             if label in TICKS:
                 largest = max(x for c in curves if c.axis in names for x in c.x)

@@ -10,8 +10,8 @@ is taken: a machine that is busy with other things makes no difference but for w
 is what a work does over what its loop does in that time. --store writes ``ratios.json``, to be done on an idle
 machine where `tests/test_speed.py` should compare from then on; it fails below 60 % of one.
 
-Processors differ in how fast they are at one thing beside another: a ratio of one is no law for the next. Those of
-several machines may be put into the file by hand: the smallest should stand there.
+Processors differ in how fast they are at one thing beside another, so ratios are stored for each kind of them; of
+another kind nothing is known.
 """
 
 import os
@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks.apply import tables
 from benchmarks.peers import chi2, fill, fit
+from benchmarks.peers.rows import processor
 from musclecal.correction import Correction
 from musclecal.fits.histogram import fill as fill_pairs
 from musclecal.fits.likelihood import fit_bins
@@ -139,8 +140,16 @@ def ratio(name: str, rounds: int = ROUNDS, seconds: float = SECONDS) -> float:
 
 
 def stored() -> dict[str, float]:
-    """Ratios to compare with."""
-    return {name: float(value) for name, value in json.loads(STORED.read_text(encoding="utf-8")).items()}
+    """Ratios to compare with; none where this kind of processor is not known."""
+    ratios: dict[str, float] = _of_all_processors().get(processor(), {})
+    return ratios
+
+
+def _of_all_processors() -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = (
+        json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else {}
+    )
+    return found
 
 
 def main() -> int:
@@ -151,13 +160,12 @@ def main() -> int:
     parser.add_argument("--store", action="store_true", help="write the ratios of this machine")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    before = stored() if STORED.exists() else {}
+    before = stored()
     times = STORING if options.store else 1
     now = {name: float(np.median([ratio(name) for _ in range(times)])) for name in WORKS}
     if options.store:
-        STORED.write_text(
-            json.dumps({n: float(f"{r:.4g}") for n, r in now.items()}, indent=1) + "\n", encoding="utf-8"
-        )
+        known = _of_all_processors() | {processor(): {name: float(f"{r:.4g}") for name, r in now.items()}}
+        STORED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(now))
     else:

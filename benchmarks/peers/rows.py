@@ -10,11 +10,13 @@ Not for: what is measured (the other files of this folder), or how rows are show
 import importlib.util
 import math
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +25,16 @@ from musclecal.records import Floats
 
 _TRIAD_LENGTH = 4_000_000
 _TRIAD_BYTES = 24.0
+
+
+def processor() -> str:
+    """Kind of processor."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return platform.processor()
+    lines = (line.partition(":") for line in information.read_text(encoding="utf-8").splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    return f"{fields.get('model name', platform.processor())}, model {fields.get('model', '?')}"
 
 
 @dataclass(frozen=True)
