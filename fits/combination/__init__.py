@@ -1,8 +1,14 @@
 """Correlated measurements combined in closed form (BLUE), and what can be asked of the result."""
 
 from musclecal.fits.combination.best_linear import blue, combine
+from musclecal.fits.combination.groups import combine_groups
+from musclecal.fits.combination.leave_out import leave_one_out
+from musclecal.fits.combination.rescaled import blue_rescaled
 
 __all__ = [
     "blue",
+    "blue_rescaled",
     "combine",
+    "combine_groups",
+    "leave_one_out",
 ]
