@@ -4,6 +4,8 @@ from musclecal.fits.combination.best_linear import blue, combine
 from musclecal.fits.combination.groups import combine_groups
 from musclecal.fits.combination.leave_out import leave_one_out
 from musclecal.fits.combination.rescaled import blue_rescaled
+from musclecal.fits.combination.scans import scan_correlations
+from musclecal.fits.combination.worst_case import worst_case
 
 __all__ = [
     "blue",
@@ -11,4 +13,6 @@ __all__ = [
     "combine",
     "combine_groups",
     "leave_one_out",
+    "scan_correlations",
+    "worst_case",
 ]
