@@ -5,6 +5,7 @@ from musclecal.fits.combination.groups import combine_groups
 from musclecal.fits.combination.leave_out import leave_one_out
 from musclecal.fits.combination.rescaled import blue_rescaled
 from musclecal.fits.combination.scans import scan_correlations
+from musclecal.fits.combination.toys import shift_toys
 from musclecal.fits.combination.worst_case import worst_case
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "combine_groups",
     "leave_one_out",
     "scan_correlations",
+    "shift_toys",
     "worst_case",
 ]
