@@ -22,6 +22,7 @@ from musclecal.fits.combination.best_linear import blue, combine
 from musclecal.fits.combination.blinding import blinded, unblinded
 from musclecal.fits.combination.definiteness import (
     allowed_correlation,
+    allowed_group,
     audit,
     audit_correlation,
     checked_correlation,
@@ -37,6 +38,7 @@ from musclecal.fits.combination.worst_case import worst_case
 
 __all__ = [
     "allowed_correlation",
+    "allowed_group",
     "audit",
     "audit_correlation",
     "blinded",

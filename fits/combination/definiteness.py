@@ -14,12 +14,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq, minimize_scalar
 
 from musclecal.errors import InputError
 from musclecal.fits.combination.inputs import checked_matrix
 from musclecal.records import Floats, MatrixAudit, Measurements
 
-__all__ = ["allowed_correlation", "audit", "audit_correlation", "checked_correlation"]
+__all__ = ["allowed_correlation", "allowed_group", "audit", "audit_correlation", "checked_correlation"]
 
 _ROUNDING = 1e-10
 _IN_GROUP = 0.1
@@ -82,6 +83,29 @@ def allowed_correlation(matrix: ArrayLike, i: int, j: int) -> tuple[float, float
     room = float(np.sqrt(np.prod(np.maximum(left, 0.0))))
     middle = float(explained[0, 1])
     return max(middle - room, -1.0), min(middle + room, 1.0)
+
+
+def allowed_group(matrix: ArrayLike, pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Lowest and highest common correlation of ``pairs``, all others as in ``matrix`` (n, n); NaN, NaN if none will do.
+
+    The smallest eigenvalue is a concave function of it: from its maximum, the two ends are found by bisection.
+    """
+    rho = np.array(matrix, dtype=np.float64)
+    i, j = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    rounding = _ROUNDING * len(rho)
+
+    def margin(common: float) -> float:
+        rho[i, j] = rho[j, i] = common
+        return float(np.linalg.eigvalsh(rho)[0]) + rounding
+
+    options = {"xatol": _ROUNDING}
+    best = float(
+        minimize_scalar(lambda x: -margin(x), bounds=(-1.0, 1.0), method="bounded", options=options).x
+    )
+    if margin(best) < 0.0:
+        return np.nan, np.nan
+    low, high = (end if margin(end) >= 0.0 else float(brentq(margin, best, end)) for end in (-1.0, 1.0))
+    return low, high
 
 
 def checked_correlation(matrix: ArrayLike, names: Sequence[str], what: str = "correlation") -> Floats:

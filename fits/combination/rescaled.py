@@ -78,8 +78,9 @@ def _scale(combined: Combined, scaling: Mapping[str, Floats]) -> Floats:
     """(n,) combined over measured value."""
     inputs = combined.inputs
     scale = (combined.design @ combined.values) / np.where(inputs == 0.0, 1.0, inputs)
-    affected = np.any([np.diagonal(array) > 0.0 for array in scaling.values()], axis=0) if scaling else None
-    if affected is not None and np.any(affected & (scale <= 0.0)):
-        name = combined.names[int(np.argmax(affected & (scale <= 0.0)))]
+    affected = np.asarray(sum(np.diagonal(array) for array in scaling.values())) > 0.0
+    opposite = affected & (scale <= 0.0)
+    if np.any(opposite):
+        name = combined.names[int(np.argmax(opposite))]
         raise InputError(f"relative uncertainties: {name} and what is combined have opposite signs")
     return np.asarray(scale)

@@ -194,8 +194,8 @@ class CorrelationScan:
     values, errors : (n_point, m). chi2 : (n_point,). All NaN where the total is not positive definite.
     value_derivative : (m,) d value/d rho, at the nominal correlations. covariance_derivative : (m, m) likewise.
     error_derivative : (m,) likewise.
-    allowed : lowest and highest rho with a positive definite total, -inf and inf where nothing limits it; NaN if there
-        is none.
+    allowed : lowest and highest rho with a positive definite total: beyond -1 and 1 where nothing is near, -inf and inf
+        where nothing limits it; NaN if no point of the scan has a combination.
     """
 
     name: str

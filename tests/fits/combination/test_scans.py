@@ -200,6 +200,14 @@ class TestWorstCase:
         assert np.isnan(found.corner)
         assert 0.0 < found.extreme < combine(given).errors[0]
 
+    def test_the_nominal_correlation_may_be_outside(self, random_measurements: Make) -> None:
+        part = CorrelationRange("source 1", PAIRS, 0.4, 0.6)
+        given = same_pairs(random_measurements(1, m=1), "source 1", 0.0)
+        found = worst_case(given, {"a": (part,)})
+        ends = [combine(at(given, part, rho)).values[0] for rho in (0.4, 0.6)]
+        assert found["lowest value"].extreme == pytest.approx(min(ends), rel=1e-12)
+        assert found["highest value"].extreme == pytest.approx(max(ends), rel=1e-12)
+
     def test_a_pair_in_two_ranges(self, random_measurements: Make) -> None:
         scans = {name: (CorrelationRange("source 0", ((0, 1),), 0.0, 0.5),) for name in "ab"}
         with pytest.raises(InputError, match="scan b: input 0 and input 1 are twice"):
