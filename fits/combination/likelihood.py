@@ -25,16 +25,48 @@ from scipy.linalg import block_diag
 
 from musclecal.errors import InputError
 from musclecal.fits.combination.prior import prior_correlations, prior_precision
-from musclecal.fits.combination.responses import Responses
-from musclecal.records import Floats
+from musclecal.fits.combination.responses import Prediction, Responses
+from musclecal.records import Floats, Ints
 from musclecal.records.combination_likelihood import LikelihoodInput, LikelihoodProblem
 
-__all__ = ["FORMS", "Likelihood", "likelihood_of"]
+__all__ = ["FORMS", "Curvature", "Likelihood", "likelihood_of"]
 
 FORMS = ("neyman", "pearson")
 
 _MEASURED = 1e-3
 """A direction of the sources that an input constrains by less than this, in units of the prior, it has not measured."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Second derivatives at a point: J^T ``core`` J + sum_mu ``factor``_mu d2t_mu + ``penalty``, twice.
+
+    Attributes
+    ----------
+    prediction : with the Jacobian J. core : (n, n). factor : (n,). observable : (n,). penalty : (n_source, n_source).
+    """
+
+    prediction: Prediction
+    core: Floats
+    factor: Floats
+    observable: Ints
+    penalty: Floats
+
+    def matrix(self) -> Floats:
+        """(n_par, n_par) the Hessian."""
+        jacobian, n_source = self.prediction.jacobian, len(self.penalty)
+        half = jacobian.T @ (self.core @ jacobian)
+        self.prediction.add_curvature(self.factor, self.observable, half)
+        half[:n_source, :n_source] += self.penalty
+        return np.asarray(half + half.T)
+
+    def times(self, vectors: Floats) -> Floats:
+        """The Hessian times ``vectors`` (n_par, m), without writing it out."""
+        jacobian, n_source = self.prediction.jacobian, len(self.penalty)
+        half = jacobian.T @ (self.core @ (jacobian @ vectors))
+        half += self.prediction.curvature_times(self.factor, self.observable, vectors)
+        half[:n_source] += self.penalty @ vectors[:n_source]
+        return 2.0 * half
 
 
 @dataclass(frozen=True)
@@ -105,18 +137,18 @@ class Likelihood:
         result[: self.n_source] += 2.0 * (self.penalty @ parameters[: self.n_source] - self.pulled)
         return np.asarray(result)
 
-    def hessian(self, parameters: Floats, side: Floats | None = None) -> Floats:
-        """(n_par, n_par); twice the inverse covariance."""
-        side = self.sides(parameters) if side is None else side
-        prediction = self.responses.predict(parameters, side)
+    def curvature(self, parameters: Floats, side: Floats | None = None) -> "Curvature":
+        """The second derivatives, to be multiplied with vectors or written out."""
+        prediction = self.responses.predict(parameters, self.sides(parameters) if side is None else side)
         q, dq, ddq = self._transformed(prediction.expected)
         pull = self.weight @ q
         core = dq[:, None] * self.weight * dq
         core[np.diag_indices(len(q))] += pull * ddq
-        half = prediction.jacobian.T @ (core @ prediction.jacobian)
-        prediction.add_curvature(dq * pull, self.responses.observable, half)
-        half[: self.n_source, : self.n_source] += self.penalty
-        return np.asarray(half + half.T)
+        return Curvature(prediction, core, dq * pull, self.responses.observable, self.penalty)
+
+    def hessian(self, parameters: Floats, side: Floats | None = None) -> Floats:
+        """(n_par, n_par); twice the inverse covariance."""
+        return self.curvature(parameters, side).matrix()
 
     def start(self) -> Floats:
         """(n_par,) all sources 0, each combined value the weighted mean of its estimates."""

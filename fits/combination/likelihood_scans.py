@@ -20,8 +20,8 @@ import numpy as np
 
 from musclecal.errors import InputError
 from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
-from musclecal.fits.combination.likelihood_fit import minimum_of
 from musclecal.fits.combination.newton import covariance_at, minimise
+from musclecal.fits.combination.near_refit import Approximation, refit_near
 from musclecal.fits.combination.prior import clamped, pair_of, prior_correlations, prior_precision
 from musclecal.records import Floats, Ints
 from musclecal.records.combination_likelihood import (
@@ -107,20 +107,33 @@ def _parabola(
 def _refits(
     fit: LikelihoodFit, likelihood: Likelihood, prior: _Prior, change: _Change
 ) -> tuple[Floats, Floats, Floats, "np.ndarray"]:
-    """The same by a fit at each point."""
+    """The same by a fit at each point, from the point before moved as the parabola would move."""
     n, shape = len(fit.sources), (len(change.rho), len(fit.values))
     values, variances, chi2 = np.zeros(shape), np.zeros(shape), np.zeros(shape[0])
     status = np.full(shape[0], NOT_A_MINIMUM)
-    v, start = prior.precision[:, change.touched], minimum_of(fit, likelihood).parameters
+    v, g = prior.precision[:, change.touched], prior.propagated[:, change.touched]
+    size = np.eye(len(change.touched)) - change.precision @ (v.T @ g[:n])
+    t = np.linalg.solve(size, change.precision)
+    foreseen = (t @ (v.T @ fit.pulls)) @ g.T
+    left = np.zeros(len(fit.parameters))
     for point in np.flatnonzero(change.allowed):
         changed = likelihood.with_penalty(likelihood.penalty - v @ change.precision[point] @ v.T)
-        minimum = minimise(changed, start)
-        covariance = covariance_at(changed, minimum)
-        if covariance is None:
+        start = fit.parameters + foreseen[point] + left
+        found = refit_near(changed, start, fit.held, Approximation(fit.covariance, g, t[point])) or _refit(changed, start)
+        if found is None:
             continue
-        start, status[point] = minimum.parameters, minimum.status
-        values[point], variances[point], chi2[point] = start[n:], np.diagonal(covariance)[n:], minimum.chi2
+        status[point], values[point], variances[point] = CONVERGED, found[0][n:], found[1]
+        chi2[point], left = changed.chi2(found[0]), found[0] - fit.parameters - foreseen[point]
     return values, variances, chi2, status
+
+
+def _refit(likelihood: Likelihood, start: Floats) -> tuple[Floats, Floats] | None:
+    """Parameters and variances (n_obs,) by Newton; None if it does not converge."""
+    minimum = minimise(likelihood, start)
+    covariance = covariance_at(likelihood, minimum)
+    if covariance is None or minimum.status != CONVERGED:
+        return None
+    return minimum.parameters, np.diagonal(covariance)[likelihood.n_source :]
 
 
 def scan_correlations(

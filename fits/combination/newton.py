@@ -18,7 +18,7 @@ from musclecal.fits.combination.likelihood import Likelihood
 from musclecal.records import Floats
 from musclecal.records.combination_likelihood import CONVERGED, NO_STEPS_LEFT, NOT_A_MINIMUM
 
-__all__ = ["Minimum", "covariance_at", "inverse", "minimise", "solve_quadratic"]
+__all__ = ["Minimum", "covariance_at", "inverse", "minimise", "settled", "solve_quadratic"]
 
 Mask = NDArray[np.bool_]
 
@@ -113,7 +113,7 @@ def _descending_step(hessian: Floats, gradient: Floats) -> Floats:
     return -gradient / diagonal
 
 
-def _settled(likelihood: Likelihood, parameters: Floats, side: Floats, fixed: Mask) -> tuple[Floats, Floats, Mask]:
+def settled(likelihood: Likelihood, parameters: Floats, side: Floats, fixed: Mask) -> tuple[Floats, Floats, Mask]:
     """Gradient, sides and held sources: sources on a kink go down on the steeper side, or stay if both go up."""
     n = likelihood.n_source
     on_kink = likelihood.responses.kink & (parameters[:n] == 0.0) & ~fixed[:n]
@@ -156,12 +156,13 @@ def minimise(likelihood: Likelihood, start: Floats, fixed: Mask | None = None, m
     held, status, iterations = np.zeros(n, dtype=np.bool_), NO_STEPS_LEFT, 0
     while iterations < max_iterations:
         iterations += 1
-        gradient, side, held = _settled(likelihood, parameters, side, fixed)
+        gradient, side, held = settled(likelihood, parameters, side, fixed)
         free = ~fixed
         free[:n] &= ~held
         hessian = likelihood.hessian(parameters, side)
         step = np.zeros(len(parameters))
-        step[free] = _descending_step(hessian[np.ix_(free, free)], gradient[free])
+        if np.any(free):
+            step[free] = _descending_step(hessian[np.ix_(free, free)], gradient[free])
         slope = float(gradient @ step)
         crossing = bool(np.any(likelihood.responses.kink & ((parameters + step)[:n] * side < 0.0)))
         if -0.5 * slope < _NEAR and not crossing:

@@ -43,8 +43,22 @@ class Prediction:
     log_slope: Floats | None
     scale: Floats
 
+    def curvature_times(self, factor: Floats, observable: Ints, vectors: Floats) -> Floats:
+        """sum_mu factor_mu d2t_mu applied to ``vectors`` (n_par, m); ``observable`` (n,) says which x is measured."""
+        result = np.zeros_like(vectors)
+        if self.log_slope is None:
+            return result
+        g, n_source = self.log_slope, self.log_slope.shape[1]
+        sources, x = vectors[:n_source], vectors[n_source:][observable]
+        weighted, mixed = (factor * self.scale)[:, None] * g, (factor * self.product)[:, None] * g
+        of_sources = g @ sources
+        result[:n_source] = weighted.T @ of_sources + mixed.T @ x
+        result[:n_source] -= np.einsum("mi,mi->i", weighted, g)[:, None] * sources
+        np.add.at(result, n_source + observable, (factor * self.product)[:, None] * of_sources)
+        return result
+
     def add_curvature(self, factor: Floats, observable: Ints, hessian: Floats) -> None:
-        """Add sum_mu factor_mu d2t_mu (n_par, n_par) to ``hessian``; ``observable`` (n,) says which x is measured."""
+        """Add sum_mu factor_mu d2t_mu (n_par, n_par) to ``hessian``."""
         if self.log_slope is None:
             return
         g, n_source = self.log_slope, self.log_slope.shape[1]

@@ -39,7 +39,8 @@ class LikelihoodInput:
     name : for messages. estimates : (n_estimate,) names. values : (n_estimate,) d.
     weight : (n_estimate, n_estimate) M, inverse covariance with all sources fixed.
     sources : (n_source,) names; equal names in several inputs are one source.
-    up, down : (n_estimate, n_source) change of the estimates at +1 and -1 prior width; down = -up if symmetric.
+    up, down : (n_estimate, n_source) by how much an estimate would have come out higher with the source assumed one
+        prior width higher, or lower; down = -up if symmetric.
     relative : (n_source,) the response scales with the combined value.
     profiled : (n_source,) the source was a parameter of the fit of this input, not added afterwards.
     constraint : (n_source, n_source) D, what the data of this input alone say about its sources.
