@@ -11,6 +11,7 @@ from musclecal.errors import InputError
 from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
 from musclecal.fits.combination.minos import intervals
 from musclecal.fits.combination.newton import Minimum, covariance_at, minimise, solve_quadratic
+from musclecal.fits.combination.other_sides import lowest_minimum
 from musclecal.records import Floats
 from musclecal.records.combination_likelihood import LikelihoodFit, LikelihoodProblem
 
@@ -27,7 +28,7 @@ def _minimum(likelihood: Likelihood, names: tuple[str, ...], newton: bool) -> tu
             f"combination: no minimum found in {minimum.iterations} steps (chi2 {minimum.chi2:.6g}); the Hessian is not "
             "positive definite: is a source free and in no fit, or a shift as large as its value?"
         )
-    return minimum, covariance
+    return lowest_minimum(likelihood, minimum, covariance)
 
 
 def minimum_of(fit: LikelihoodFit, likelihood: Likelihood) -> Minimum:

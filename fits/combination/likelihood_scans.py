@@ -20,8 +20,9 @@ import numpy as np
 
 from musclecal.errors import InputError
 from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
-from musclecal.fits.combination.newton import covariance_at, minimise
+from musclecal.fits.combination.newton import Mask, covariance_at, minimise
 from musclecal.fits.combination.near_refit import Approximation, refit_near
+from musclecal.fits.combination.other_sides import lowest_minimum
 from musclecal.fits.combination.prior import clamped, pair_of, prior_correlations, prior_precision
 from musclecal.records import Floats, Ints
 from musclecal.records.combination_likelihood import (
@@ -115,25 +116,28 @@ def _refits(
     size = np.eye(len(change.touched)) - change.precision @ (v.T @ g[:n])
     t = np.linalg.solve(size, change.precision)
     foreseen = (t @ (v.T @ fit.pulls)) @ g.T
-    left = np.zeros(len(fit.parameters))
+    left, held = np.zeros(len(fit.parameters)), fit.held
     for point in np.flatnonzero(change.allowed):
         changed = likelihood.with_penalty(likelihood.penalty - v @ change.precision[point] @ v.T)
         start = fit.parameters + foreseen[point] + left
-        found = refit_near(changed, start, fit.held, Approximation(fit.covariance, g, t[point])) or _refit(changed, start)
+        near = Approximation(fit.covariance, g, t[point])
+        found = refit_near(changed, start, held, near) or _refit(changed, start)
         if found is None:
             continue
-        status[point], values[point], variances[point] = CONVERGED, found[0][n:], found[1]
-        chi2[point], left = changed.chi2(found[0]), found[0] - fit.parameters - foreseen[point]
+        parameters, variances[point], held = found
+        status[point], values[point], chi2[point] = CONVERGED, parameters[n:], changed.chi2(parameters)
+        left = parameters - fit.parameters - foreseen[point]
     return values, variances, chi2, status
 
 
-def _refit(likelihood: Likelihood, start: Floats) -> tuple[Floats, Floats] | None:
-    """Parameters and variances (n_obs,) by Newton; None if it does not converge."""
+def _refit(likelihood: Likelihood, start: Floats) -> tuple[Floats, Floats, Mask] | None:
+    """Parameters, variances (n_obs,) and held sources by Newton; None if it does not converge."""
     minimum = minimise(likelihood, start)
     covariance = covariance_at(likelihood, minimum)
     if covariance is None or minimum.status != CONVERGED:
         return None
-    return minimum.parameters, np.diagonal(covariance)[likelihood.n_source :]
+    minimum, covariance = lowest_minimum(likelihood, minimum, covariance)
+    return minimum.parameters, np.diagonal(covariance)[likelihood.n_source :], minimum.held
 
 
 def scan_correlations(

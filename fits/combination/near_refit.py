@@ -7,7 +7,8 @@ at the exact minimum, as the gradient is exact. The variance of a value is :math
 
 is wrong only by :math:`R^T\Sigma R`. Both take a few products of a matrix and a vector where the approximation is good.
 
-Not for: fits far away, which are `musclecal.fits.combination.newton`'s; None says that this is one.
+Not for: fits far away, which are `musclecal.fits.combination.newton`'s; None says that this is one, or that a lower
+minimum may lie beyond a kink.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from musclecal.fits.combination.likelihood import Curvature, Likelihood
 from musclecal.fits.combination.newton import Mask, settled
+from musclecal.fits.combination.other_sides import kinks_beside, starts_beyond
 from musclecal.records import Floats
 
 __all__ = ["Approximation", "refit_near"]
@@ -42,8 +44,8 @@ class Approximation:
 
 def refit_near(
     likelihood: Likelihood, start: Floats, held: Mask, approximation: Approximation
-) -> tuple[Floats, Floats] | None:
-    """Parameters at the minimum and variances (n_obs,) of the values; None where this does not converge.
+) -> tuple[Floats, Floats, Mask] | None:
+    """Parameters at the minimum, variances (n_obs,) of the values and ``held``; None where this does not converge.
 
     Parameters
     ----------
@@ -51,22 +53,30 @@ def refit_near(
     """
     n, parameters = likelihood.n_source, start.copy()
     parameters[:n][held] = 0.0
-    nowhere = np.zeros(len(start), dtype=np.bool_)
     for _ in range(_STEPS):
-        gradient, side, now_held = settled(likelihood, parameters, likelihood.sides(parameters), nowhere)
-        if not np.array_equal(now_held, held):
-            return None
+        gradient = likelihood.gradient(parameters)
         gradient[:n][held] = 0.0
         step = -0.5 * approximation.times(gradient)
         step[:n][held] = 0.0
-        fall = -0.5 * float(gradient @ step)
         parameters += step
-        if not np.isfinite(fall):
-            return None
-        if fall < _NEAR:
-            variances = _variances(likelihood.curvature(parameters), n, held, approximation)
-            return None if variances is None else (parameters, variances)
-    return None
+        if -0.5 * float(gradient @ step) < _NEAR:
+            break
+    else:
+        return None
+    nowhere = np.zeros(len(start), dtype=np.bool_)
+    _, side, now_held = settled(likelihood, parameters, likelihood.sides(parameters), nowhere)
+    if not np.array_equal(now_held, held) or _may_be_lower(likelihood, parameters, side, approximation):
+        return None
+    variances = _variances(likelihood.curvature(parameters, side), n, held, approximation)
+    return None if variances is None else (parameters, variances, held)
+
+
+def _may_be_lower(likelihood: Likelihood, parameters: Floats, side: Floats, approximation: Approximation) -> bool:
+    sources = kinks_beside(likelihood, parameters)
+    unit = np.zeros((len(parameters), len(sources)))
+    unit[sources, np.arange(len(sources))] = 1.0
+    columns = approximation.times(unit)
+    return next(starts_beyond(likelihood, parameters, side, sources, columns), None) is not None
 
 
 def _variances(curvature: Curvature, n_source: int, held: Mask, approximation: Approximation) -> Floats | None:

@@ -102,19 +102,19 @@ class Responses:
         sources, x = parameters[:n_source], parameters[n_source:][self.observable]
         s = self.slopes(side)
         k = s * (sources - self.origin)
-        if np.any(self.relative):
-            factors = np.where(self.relative, 1.0 - k / self.values[:, None], 1.0)
+        jacobian = np.zeros((len(self.values), n_source + self.n_obs))
+        jacobian[:, :n_source] = -s
+        product, scale, g, shift = np.ones(len(self.values)), x, None, np.sum(k, axis=1)
+        columns = np.flatnonzero(np.any(self.relative, axis=0))
+        if len(columns):
+            relative, shifts = self.relative[:, columns], k[:, columns]
+            factors = np.where(relative, 1.0 - shifts / self.values[:, None], 1.0)
             factors = np.where(np.abs(factors) < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factors)
             product = np.prod(factors, axis=1)
-            g: Floats | None = np.where(self.relative, -s / self.values[:, None] / factors, 0.0)
-            absolute = np.where(self.relative, 0.0, s)
-            shift = np.sum(np.where(self.relative, 0.0, k), axis=1)
-        else:
-            product, g, absolute, shift = np.ones(len(self.values)), None, s, np.sum(k, axis=1)
-        scale = x * product
-        jacobian = np.zeros((len(self.values), n_source + self.n_obs))
-        jacobian[:, :n_source] = -absolute
-        if g is not None:
-            jacobian[:, :n_source] += scale[:, None] * g
+            scale, shift = x * product, shift - np.sum(np.where(relative, shifts, 0.0), axis=1)
+            slopes = np.where(relative, -s[:, columns] / self.values[:, None] / factors, 0.0)
+            g = np.zeros_like(s)
+            g[:, columns] = slopes
+            jacobian[:, columns] = np.where(relative, scale[:, None] * slopes, jacobian[:, columns])
         jacobian[np.arange(len(self.values)), n_source + self.observable] = product
         return Prediction(scale - shift, jacobian, product, g, scale)

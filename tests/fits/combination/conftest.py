@@ -61,7 +61,7 @@ def tabulated(name: str, n_estimate: int, n_source: int, seed: int, relative: in
     up = rng.normal(0.0, 0.5, (n_estimate, n_source))
     down = -up
     if asymmetric:
-        down[:, -asymmetric:] *= rng.uniform(0.4, 1.6, (n_estimate, asymmetric))
+        down[:, -asymmetric:] *= rng.uniform(0.7, 1.3, (n_estimate, asymmetric))
     estimates = {f"{name}_e{n}": float(rng.normal(172.0, 1.0)) for n in range(n_estimate)}
     covariance = np.diag(rng.uniform(0.2, 0.6, n_estimate) ** 2)
     return from_table(name, estimates, covariance, sources, up, down, relative=sources[:relative])
