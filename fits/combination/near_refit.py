@@ -76,7 +76,7 @@ def _may_be_lower(likelihood: Likelihood, parameters: Floats, side: Floats, appr
     unit = np.zeros((len(parameters), len(sources)))
     unit[sources, np.arange(len(sources))] = 1.0
     columns = approximation.times(unit)
-    return next(starts_beyond(likelihood, parameters, side, sources, columns), None) is not None
+    return bool(starts_beyond(likelihood, parameters, side, sources, columns))
 
 
 def _variances(curvature: Curvature, n_source: int, held: Mask, approximation: Approximation) -> Floats | None:

@@ -2,11 +2,9 @@ r"""Lower minima on the other side of a kink.
 
 The chi2 of an asymmetric response may have a minimum on each side of 0. From the one that was found, at
 :math:`\hat\lambda_i`, the others follow a source to its kink and chi2 rises by :math:`\hat\lambda_i^2/\Sigma_{ii}`. If the slope
-g beyond it goes down again, there is another minimum, lower by about :math:`g^2\Sigma_{ii}/4`: where that could pay, it is
-looked for. One source at a time: what only two of them together would find is not found.
+g beyond it goes down again, there is another minimum, lower by about :math:`g^2\Sigma_{ii}/4`: where twice that would pay, it
+is looked for. One source at a time: what only two of them together would find is not found.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,26 +25,34 @@ def kinks_beside(likelihood: Likelihood, parameters: Floats) -> Ints:
     return np.flatnonzero(beside).astype(np.int64)
 
 
+def _slopes_beyond(likelihood: Likelihood, parameters: Floats, side: Floats, sources: Ints, columns: Floats) -> Floats:
+    """(len(sources),) slopes away from the minimum just beyond each kink, to first order in the way there."""
+    responses, curvature = likelihood.responses, likelihood.curvature(parameters, side)
+    value, variance = parameters[sources], columns[sources, np.arange(len(sources))]
+    way = curvature.prediction.jacobian @ (columns * (-value / variance))
+    factor = curvature.factor[:, None] + curvature.core @ way
+    relative = responses.relative[:, sources]
+    size = np.where(relative, (curvature.prediction.scale / responses.values)[:, None], 1.0)
+    change = np.sum(factor * (responses.up + responses.down)[:, sources] * size, axis=0)
+    return np.asarray(2.0 * np.abs(value) / variance - 2.0 * change)
+
+
 def starts_beyond(
     likelihood: Likelihood, parameters: Floats, side: Floats, sources: Ints, columns: Floats
-) -> Iterator[Floats]:
+) -> list[Floats]:
     """Parameters to start from beyond the kinks of ``sources``, where that could lead lower.
 
     ``columns`` (n_par, len(sources)) are those of the covariance at the minimum ``parameters``.
     """
-    for source, column in zip(sources, columns.T, strict=True):
-        value, variance = parameters[source], column[source]
-        if not variance > 0.0:
-            continue
-        along = column / variance
-        on_kink = parameters - along * value
-        on_kink[source] = 0.0
-        beyond = -np.sign(value)
-        other = side.copy()
-        other[source] = beyond
-        slope = beyond * float(likelihood.gradient(on_kink, other)[source])
-        if slope < 0.0 and 0.5 * slope**2 * variance > value**2 / variance:
-            yield on_kink - along * beyond * 0.5 * slope * variance
+    sized = columns[sources, np.arange(len(sources))] > 0.0
+    sources, columns = sources[sized], columns[:, sized]
+    slopes = _slopes_beyond(likelihood, parameters, side, sources, columns)
+    value, variance = parameters[sources], columns[sources, np.arange(len(sources))]
+    along = columns / variance
+    distance = np.where(value > 0.0, 0.5, -0.5) * slopes * variance
+    starts = parameters[:, None] - along * value + along * distance
+    chosen = (slopes < 0.0) & (0.5 * slopes**2 * variance > value**2 / variance)
+    return list(starts.T[chosen])
 
 
 def _lower(likelihood: Likelihood, minimum: Minimum, covariance: Floats) -> Minimum | None:
