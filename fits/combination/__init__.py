@@ -1,1 +1,1 @@
-"""Correlated measurements combined: one or many observables, sources of uncertainty shared by name or by correlation."""
+"""Correlated measurements combined: one or many observables, sources shared by name or by correlation."""

@@ -19,7 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood_input import from_correlations, from_hessian, from_table, with_external
+from musclecal.fits.combination.likelihood_input import (
+    from_correlations,
+    from_hessian,
+    from_table,
+    with_external,
+)
 from musclecal.records import Floats
 from musclecal.records.combination_likelihood import (
     CorrelationRange,
@@ -31,16 +36,21 @@ from musclecal.records.combination_likelihood import (
 __all__ = ["read_convino", "read_convino_measurement"]
 
 MAIN_BLOCKS = ("global", "inputs", "observables", "correlations", "uncertainty impacts")
-MEASUREMENT_BLOCKS = ("hessian", "correlation matrix", "not fitted", "systematics", "estimates", "nuisance values")
+MEASUREMENT_BLOCKS = (
+    "hessian",
+    "correlation matrix",
+    "not fitted",
+    "systematics",
+    "estimates",
+    "nuisance values",
+)
 STATISTICAL = "stat"
 
 _BLOCK = re.compile(r"^\[\s*([^\[\]]+?)\s*\]$")
 _INCLUDE = re.compile(r"^\s*#!FILE\s*=\s*([^#]+)")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TWO_SIDED = re.compile(rf"^\(\s*({_NUMBER})\s*([+-]{_NUMBER[5:]})\s*\)$")
-_TERM = re.compile(
-    rf"^\(\s*({_NUMBER})\s*(?:&\s*({_NUMBER})\s*:\s*({_NUMBER})\s*)?\)\s*([^\s()=]+)$"
-)
+_TERM = re.compile(rf"^\(\s*({_NUMBER})\s*(?:&\s*({_NUMBER})\s*:\s*({_NUMBER})\s*)?\)\s*([^\s()=]+)$")
 _ENTRY = re.compile(r"\([^)]*\)|[^\s()]+")
 
 
@@ -121,13 +131,15 @@ def _blocks(path: Path, allowed: Sequence[str]) -> _Blocks:
         elif name == f"end {block}":
             block = None
         else:
-            raise line.error(f"[{name}] inside [{block}], which starts in line {opened} and has no [end {block}]")
+            raise line.error(
+                f"[{name}] inside [{block}], which starts in line {opened} and has no [end {block}]"
+            )
     if block is not None:
         raise InputError(f"{path}, line {opened}: block [{block}] has no [end {block}]")
     return found
 
 
-def _assignments(lines: Sequence[_Line], path: Path, block: str) -> dict[str, tuple[str, _Line]]:
+def _assignments(lines: Sequence[_Line], block: str) -> dict[str, tuple[str, _Line]]:
     """Values of a block of ``key = value``, and their lines."""
     result: dict[str, tuple[str, _Line]] = {}
     for line in lines:
@@ -169,11 +181,17 @@ def _triangle(lines: Sequence[_Line], block: str) -> tuple[list[str], list[float
             raise line.error(f"[{block}]: {name!r} is there twice")
         names.append(name)
         given = bool(entries) and entries[0].startswith("(")
-        constraints.append(line.number_of(entries.pop(0)[1:-1].strip(), f"constraint of {name!r}") if given else None)
+        constraints.append(
+            line.number_of(entries.pop(0)[1:-1].strip(), f"constraint of {name!r}") if given else None
+        )
         if len(entries) != row + 1:
-            raise line.error(f"[{block}]: {name!r} is row {row + 1} of a lower triangle, but has {len(entries)} numbers")
+            raise line.error(
+                f"[{block}]: {name!r} is row {row + 1} of a lower triangle, but has {len(entries)} numbers"
+            )
         for column, entry in enumerate(entries):
-            matrix[row, column] = matrix[column, row] = line.number_of(entry, f"{name!r} with {names[column]!r}")
+            matrix[row, column] = matrix[column, row] = line.number_of(
+                entry, f"{name!r} with {names[column]!r}"
+            )
     return names, constraints, matrix
 
 
@@ -213,7 +231,9 @@ def _table(lines: Sequence[_Line]) -> _Table:
             raise line.error(f"[not fitted]: estimate {estimate!r} is there twice")
         estimates.append(estimate)
         if len(entries) != len(names):
-            raise line.error(f"[not fitted]: {len(names)} columns, but {len(entries)} numbers for {estimate!r}")
+            raise line.error(
+                f"[not fitted]: {len(names)} columns, but {len(entries)} numbers for {estimate!r}"
+            )
         for column, entry in enumerate(entries):
             both[row, column] = _shift(line, entry, f"{names[column]!r} of {estimate!r}")
     chosen = [n for n, name in enumerate(names) if name != STATISTICAL]
@@ -238,7 +258,12 @@ def _kinds(blocks: _Blocks, known: Sequence[str]) -> tuple[list[str], list[str]]
 
 def _estimates(blocks: _Blocks, path: Path) -> dict[str, float]:
     entries = _numbered(
-        _assignments(blocks.get("estimates", []), path, "estimates"), path, "estimates", "n_estimates", "name_", "value_"
+        _assignments(blocks.get("estimates", []), "estimates"),
+        path,
+        "estimates",
+        "n_estimates",
+        "name_",
+        "value_",
     )
     result: dict[str, float] = {}
     for (name, line), (value, value_line) in entries:
@@ -250,9 +275,9 @@ def _estimates(blocks: _Blocks, path: Path) -> dict[str, float]:
     return result
 
 
-def _fitted(blocks: _Blocks, path: Path, known: Sequence[str]) -> dict[str, float]:
+def _fitted(blocks: _Blocks, known: Sequence[str]) -> dict[str, float]:
     result = {}
-    for source, (value, line) in _assignments(blocks.get("nuisance values", []), path, "nuisance values").items():
+    for source, (value, line) in _assignments(blocks.get("nuisance values", []), "nuisance values").items():
         if source not in known:
             raise line.error(f"[nuisance values]: {source!r} is no fitted source of this file")
         result[source] = line.number_of(value, f"fitted value of {source!r}")
@@ -281,7 +306,7 @@ def read_convino_measurement(path: str | Path) -> LikelihoodInput:
     relative, free = _kinds(blocks, fitted_sources + (table.sources if table else []))
     of_fit = [source for source in relative if source in fitted_sources]
     of_table = [source for source in relative if source not in fitted_sources]
-    values = _fitted(blocks, path, fitted_sources)
+    values = _fitted(blocks, fitted_sources)
     if not fit:
         assert table is not None
         return _of_table(path, estimates, table, of_table, free)
@@ -291,12 +316,16 @@ def read_convino_measurement(path: str | Path) -> LikelihoodInput:
         sizes = []
         for line, name, size in zip(fit, names, constraints, strict=True):
             if size is None or size <= 0.0:
-                raise line.error(f"[correlation matrix]: {name!r} needs a positive (constraint) after its name")
+                raise line.error(
+                    f"[correlation matrix]: {name!r} needs a positive (constraint) after its name"
+                )
             sizes.append(size)
         wrong = np.flatnonzero(np.diagonal(matrix) != 1.0)
         if len(wrong):
             n = int(wrong[0])
-            raise fit[n].error(f"[correlation matrix]: {names[n]!r} has {matrix[n, n]:g} on the diagonal, not 1")
+            raise fit[n].error(
+                f"[correlation matrix]: {names[n]!r} has {matrix[n, n]:g} on the diagonal, not 1"
+            )
         one = from_correlations(
             str(path), names, matrix, sizes, estimates, fitted=values, free=free, relative=of_fit
         )
@@ -324,7 +353,9 @@ def _of_table(
         raise InputError(f"{path}: source {free[0]!r} is free, but was not fitted: nothing would fix it")
     order = _rows(path, tuple(estimates), table)
     if table.stat is None or not np.all(table.stat > 0.0):
-        raise InputError(f"{path}: [not fitted] needs a positive 'stat' for each estimate, as there is no fit")
+        raise InputError(
+            f"{path}: [not fitted] needs a positive 'stat' for each estimate, as there is no fit"
+        )
     covariance = np.diag(table.stat[order] ** 2)
     return from_table(
         str(path), estimates, covariance, table.sources, table.up[order], table.down[order], relative=relative
@@ -340,7 +371,9 @@ def _correlations(lines: Sequence[_Line], sources: Sequence[str]) -> list[Correl
         for term in re.split(r"\+\s*(?=\()", terms):
             match = _TERM.match(term.strip())
             if match is None:
-                raise line.error(f"[correlations]: {term.strip()!r} is not of the form (0.2 & -0.5 : 0.5) name")
+                raise line.error(
+                    f"[correlations]: {term.strip()!r} is not of the form (0.2 & -0.5 : 0.5) name"
+                )
             rho, start, stop, second = match.groups()
             for name in (first, second):
                 if name not in sources:
@@ -397,12 +430,14 @@ def read_convino(path: str | Path) -> LikelihoodProblem:
     """
     path = Path(path)
     blocks = _blocks(path, MAIN_BLOCKS)
-    options = _assignments(blocks.get("global", []), path, "global")
+    options = _assignments(blocks.get("global", []), "global")
     _flag(options, "isDifferential")
     normalise, of_input = _flag(options, "normalise"), _flag(options, "normalisedInput")
     if of_input or options:
-        raise InputError(f"{path}: [global]: {'normalisedInput' if of_input else next(iter(options))!r} is not supported")
-    files = _numbered(_assignments(blocks.get("inputs", []), path, "inputs"), path, "inputs", "nFiles", "file")
+        raise InputError(
+            f"{path}: [global]: {'normalisedInput' if of_input else next(iter(options))!r} is not supported"
+        )
+    files = _numbered(_assignments(blocks.get("inputs", []), "inputs"), path, "inputs", "nFiles", "file")
     inputs = tuple(read_convino_measurement(path.parent / name) for ((name, _),) in files)
     _unique(inputs)
     estimates = [estimate for one in inputs for estimate in one.estimates]
@@ -413,6 +448,8 @@ def read_convino(path: str | Path) -> LikelihoodProblem:
         observables=tuple(_sums(blocks.get("observables", []), "observables", estimates)),
         correlations=tuple(one for scan in terms for one in scan.ranges),
         scans=tuple(scan for scan in terms if any(one.start != one.stop for one in scan.ranges)),
-        groups=tuple(_sums(blocks.get("uncertainty impacts", []), "uncertainty impacts", [*sources, STATISTICAL])),
+        groups=tuple(
+            _sums(blocks.get("uncertainty impacts", []), "uncertainty impacts", [*sources, STATISTICAL])
+        ),
         normalise=normalise,
     )

@@ -80,7 +80,8 @@ def _separate_names(problem: LikelihoodProblem) -> tuple[list[LikelihoodInput], 
     owners = {s: [n for n, one in enumerate(problem.inputs) if s in one.sources] for s in problem.sources}
     shared = {s: n for s, n in owners.items() if len(n) > 1}
     inputs = [
-        renamed(one, {s: f"{s}_{n}" for s in one.sources if s in shared}) for n, one in enumerate(problem.inputs)
+        renamed(one, {s: f"{s}_{n}" for s in one.sources if s in shared})
+        for n, one in enumerate(problem.inputs)
     ]
     called = {s: tuple(f"{s}_{n}" for n in owners[s]) if s in shared else (s,) for s in owners}
     names = [name for one in inputs for name in (*one.sources, *one.estimates)]
@@ -100,16 +101,15 @@ def _terms(ranges: Sequence[CorrelationRange], called: dict[str, tuple[str, ...]
                 lines.setdefault(first, []).append(f"({_number(one.rho)}{span}) {second}")
     if len(lines) > 1 and any(one.start != one.stop for one in ranges):
         raise InputError(
-            f"Convino: correlations of {' and '.join(lines)} are scanned together, but the format scans one source at a time"
+            f"Convino: correlations of {' and '.join(lines)} are scanned together, "
+            "but the format scans one source at a time"
         )
     return [f"{first} = {' + '.join(terms)}" for first, terms in lines.items()]
 
 
 def _correlation_lines(problem: LikelihoodProblem, called: dict[str, tuple[str, ...]]) -> list[str]:
     lines = [
-        f"{first} = (1) {second}"
-        for copies in called.values()
-        for first, second in combinations(copies, 2)
+        f"{first} = (1) {second}" for copies in called.values() for first, second in combinations(copies, 2)
     ]
     scanned = [one for scan in problem.scans for one in scan.ranges]
     for one in problem.correlations:
@@ -131,7 +131,9 @@ def write_convino(problem: LikelihoodProblem, path: str | Path) -> None:
     inputs, called = _separate_names(problem)
     for name in (n for one in inputs for n in (*one.sources, *one.estimates)):
         if not name or any(c in " \t#=+()[];&:" for c in name):
-            raise InputError(f"Convino: {name!r} is no name for its files: no spaces and none of # = + ( ) [ ] ; & :")
+            raise InputError(
+                f"Convino: {name!r} is no name for its files: no spaces and none of # = + ( ) [ ] ; & :"
+            )
     files = [f"{path.stem}_{n}.txt" for n in range(len(inputs))]
     for name, one in zip(files, inputs, strict=True):
         (path.parent / name).write_text(measurement_text(one), encoding="utf-8")
@@ -142,7 +144,9 @@ def write_convino(problem: LikelihoodProblem, path: str | Path) -> None:
     text = [
         _block("global", [f"normalise = {str(problem.normalise).lower()}"]),
         _block("inputs", [f"nFiles = {len(files)}", *(f"file{n} = {name}" for n, name in enumerate(files))]),
-        _block("observables", [f"{name} = {' + '.join(estimates)}" for name, estimates in problem.observables]),
+        _block(
+            "observables", [f"{name} = {' + '.join(estimates)}" for name, estimates in problem.observables]
+        ),
         _block("correlations", _correlation_lines(problem, called)),
         _block("uncertainty impacts", groups),
     ]

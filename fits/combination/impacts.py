@@ -7,8 +7,8 @@ With :math:`\Sigma` the covariance of the fit, x a combined value, g a group of 
   .. math:: \sigma_x^2 - \sigma_{x,\mathrm{frozen}}^2 = \Sigma_{xg}\,\Sigma_{gg}^{-1}\,\Sigma_{gx}
 
   so all groups follow from one covariance. `refitted_impacts` does fit again, with intervals on both sides.
-- *covariance*: correlation times error, :math:`\Sigma_{xi}/\sigma_i`, signed, of each source alone. Of one source that is
-  the frozen impact with its sign; of correlated ones the same uncertainty is counted in each.
+- *covariance*: correlation times error, :math:`\Sigma_{xi}/\sigma_i`, signed, of each source alone. Of one source that
+  is the frozen impact with its sign; of correlated ones the same uncertainty is counted in each.
 - statistical: everything but the combined values fixed; systematic: the rest, in quadrature.
 
 Not for: a split that adds up to the total, which is that of BLUE.
@@ -22,11 +22,17 @@ from musclecal.errors import InputError
 from musclecal.fits.combination.likelihood import likelihood_of
 from musclecal.fits.combination.likelihood_fit import minimum_of
 from musclecal.fits.combination.minos import intervals
-from musclecal.fits.combination.newton import inverse
+from musclecal.fits.combination.newton import Mask, inverse
 from musclecal.records import Floats, Ints
 from musclecal.records.combination_likelihood import LikelihoodFit, LikelihoodProblem
 
-__all__ = ["covariance_impacts", "frozen_impacts", "refitted_impacts", "statistical_errors", "systematic_errors"]
+__all__ = [
+    "covariance_impacts",
+    "frozen_impacts",
+    "refitted_impacts",
+    "statistical_errors",
+    "systematic_errors",
+]
 
 STATISTICAL = "stat"
 """The member of a group that stands for everything but the sources."""
@@ -70,7 +76,9 @@ def _explained(fit: LikelihoodFit, members: Ints) -> Floats:
     return np.asarray(np.einsum("ia,ij,ja->a", mixed, precision, mixed, optimize=True))
 
 
-def frozen_impacts(fit: LikelihoodFit, groups: Mapping[str, Sequence[str]] | None = None) -> dict[str, Floats]:
+def frozen_impacts(
+    fit: LikelihoodFit, groups: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Floats]:
     """(n_obs,) of each group, by default of each source.
 
     A group of the single member ``stat`` is the uncertainty with all sources fixed.
@@ -107,7 +115,7 @@ def _difference(full: Floats, part: Floats) -> Floats:
     return np.sqrt(np.maximum(full**2 - part**2, 0.0))
 
 
-def _conditional(covariance: Floats, fixed: "np.ndarray") -> Floats:
+def _conditional(covariance: Floats, fixed: Mask) -> Floats:
     """Covariance of the rest with ``fixed`` known, zeros for these."""
     known = fixed & (np.diagonal(covariance) > 0.0)
     precision = inverse(covariance[np.ix_(known, known)])

@@ -1,18 +1,20 @@
 r"""The chi2 of a combination of fits, its gradient and its Hessian.
 
-.. math:: \chi^2(\lambda, x) = \sum_k\bigl[r_k^T M_k r_k + \delta_k^T D_k\delta_k - 2\,\delta_k^T P_k\hat\lambda_k\bigr]
-          + \lambda^T C^{-1}\lambda + \mathrm{const},\qquad r = d - t(\lambda, x),\quad \delta_k = \lambda - \hat\lambda_k
+.. math:: \chi^2(\lambda, x) =
+          \sum_k\bigl[r_k^T M_k r_k + \delta_k^T D_k\delta_k - 2\,\delta_k^T P_k\hat\lambda_k\bigr]
+          + \lambda^T C^{-1}\lambda + \mathrm{const},\quad r = d - t(\lambda, x),\ \delta_k = \lambda - \hat\lambda_k
 
 (Kieseler, EPJC 77 (2017) 792; the terms with the values :math:`\hat\lambda` that the inputs fitted make one input alone
-return itself: they are what its data pulled against its prior.) t is that of `musclecal.fits.combination.responses`.
+return itself: they are what its data pulled against its prior.) t is that of `responses`.
 
-Neyman: as it stands. Pearson: :math:`r_\mu \to r_\mu\sqrt{|d_\mu/t_\mu|}`, for counts, whose variance grows with what is
-expected; of a mass it is not true. Both are :math:`q^T M q` with a function q(t):
+Neyman: as it stands. Pearson: :math:`r_\mu \to r_\mu\sqrt{|d_\mu/t_\mu|}`, for counts, whose variance grows with what
+is expected; of a mass it is not true. Both are :math:`q^T M q` with a function q(t):
 
 .. math:: \mathrm{Neyman}\ q = d - t;\qquad \mathrm{Pearson}\ q = (d-t)\sqrt{|d/t|},\quad
           q' = -\sqrt{|d/t|}\,\frac{d+t}{2t},\quad q'' = \sqrt{|d/t|}\,\frac{3d+t}{4t^2}
 
-.. math:: \nabla\chi^2 = 2 J^T (q'\circ Mq),\qquad \nabla^2\chi^2 = 2 J^T\bigl(q' M q' + \mathrm{diag}(q''\circ Mq)\bigr)J
+.. math:: \nabla\chi^2 = 2 J^T (q'\circ Mq),\quad
+          \nabla^2\chi^2 = 2 J^T\bigl(q' M q' + \mathrm{diag}(q''\circ Mq)\bigr)J
           + 2\sum_\mu q'_\mu (Mq)_\mu\nabla^2 t_\mu
 
 and the constant is such that an input's own data fit perfectly at their own minimum.
@@ -76,8 +78,9 @@ class Likelihood:
     Attributes
     ----------
     responses : of all n estimates. weight : (n, n) M.
-    penalty : (n_source, n_source) sum of D and C^-1. pulled : (n_source,) sum of (D + P) lambda-hat. constant : a number.
-    pearson : the form. n_measured : directions of sources that inputs with fitted values have measured.
+    penalty : (n_source, n_source) sum of D and C^-1. pulled : (n_source,) sum of (D + P) lambda-hat.
+    constant : what makes chi2 that of a measurement. pearson : the form.
+    n_measured : directions of sources that inputs with fitted values have measured.
     """
 
     responses: Responses
@@ -190,7 +193,9 @@ def _check(one: LikelihoodInput, kinds: dict[str, float], pearson: bool) -> None
     zero = one.values == 0.0
     if np.any(zero) and (pearson or np.any(one.relative)):
         why = "the Pearson form" if pearson else "a relative source"
-        raise InputError(f"{one.name}: the value of {one.estimates[int(np.argmax(zero))]!r} is 0: no use for {why}")
+        raise InputError(
+            f"{one.name}: the value of {one.estimates[int(np.argmax(zero))]!r} is 0: no use for {why}"
+        )
     both = one.asymmetric & (one.fitted != 0.0)
     if np.any(both):
         source = one.sources[int(np.argmax(both))]
@@ -220,7 +225,12 @@ def likelihood_of(problem: LikelihoodProblem, form: str = "neyman", fitted_value
     column = {source: n for n, source in enumerate(sources)}
     penalty = prior_precision(prior_correlations(problem), problem.free)
     n, m = len(where), len(sources)
-    up, down, origin, relative = np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, m), dtype=np.bool_)
+    up, down, origin, relative = (
+        np.zeros((n, m)),
+        np.zeros((n, m)),
+        np.zeros((n, m)),
+        np.zeros((n, m), dtype=np.bool_),
+    )
     pulled, constant, measured, row = np.zeros(m), 0.0, 0, 0
     kinds: dict[str, float] = {}
     for one in problem.inputs:

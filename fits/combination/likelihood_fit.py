@@ -25,8 +25,8 @@ def _minimum(likelihood: Likelihood, names: tuple[str, ...], newton: bool) -> tu
     covariance = covariance_at(likelihood, minimum)
     if covariance is None:
         raise InputError(
-            f"combination: no minimum found in {minimum.iterations} steps (chi2 {minimum.chi2:.6g}); the Hessian is not "
-            "positive definite: is a source free and in no fit, or a shift as large as its value?"
+            f"combination: no minimum found in {minimum.iterations} steps (chi2 {minimum.chi2:.6g}); the Hessian is "
+            "not positive definite: is a source free and in no fit, or a shift as large as its value?"
         )
     return lowest_minimum(likelihood, minimum, covariance)
 

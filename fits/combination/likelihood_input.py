@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import block_diag
 
 from musclecal.errors import InputError
@@ -39,7 +39,7 @@ def _positive_definite(matrix: ArrayLike, names: Sequence[str], what: str) -> Fl
     if eigenvalues[0] <= 1e-12:
         leading = np.argsort(-np.abs(vectors[:, 0]))[:2]
         raise InputError(
-            f"{what}: not positive definite, smallest eigenvalue {eigenvalues[0]:.3g} (scaled to unit diagonal), mostly "
+            f"{what}: not positive definite, smallest eigenvalue {eigenvalues[0]:.3g} (of unit diagonal), mostly "
             + " and ".join(names[i] for i in leading)
         )
     return full
@@ -52,7 +52,7 @@ def _checked_values(name: str, estimates: Sequence[str], values: ArrayLike) -> F
     return result
 
 
-def _flags(name: str, sources: Sequence[str], chosen: Sequence[str], what: str) -> "np.ndarray":
+def _flags(name: str, sources: Sequence[str], chosen: Sequence[str], what: str) -> NDArray[np.bool_]:
     unknown = [one for one in chosen if one not in sources]
     if unknown:
         raise InputError(f"{name}: {unknown[0]!r} is said to be {what}, but is none of its sources")
@@ -91,7 +91,7 @@ def from_hessian(
     prior = np.where(_flags(name, sources, free, "free"), 0.0, 1.0)
     weight = full[np.ix_(of_estimates, of_estimates)]
     kappa = full[np.ix_(of_estimates, of_sources)]
-    response = -np.linalg.solve(weight, kappa)
+    response = np.asarray(-np.linalg.solve(weight, kappa), dtype=np.float64)
     constraint = full[np.ix_(of_sources, of_sources)] - np.diag(prior) + kappa.T @ response
     unknown = [source for source in fitted or {} if source not in sources]
     if unknown:
@@ -126,7 +126,9 @@ def from_correlations(
     """A profiled fit given by correlations and uncertainties (``constraints``) after the fit; else `from_hessian`."""
     sizes = np.asarray(constraints, dtype=np.float64)
     if sizes.shape != (len(parameters),) or not np.all(sizes > 0.0):
-        raise InputError(f"{name}: every one of {len(parameters)} parameters needs a positive constraint, got {sizes}")
+        raise InputError(
+            f"{name}: every one of {len(parameters)} parameters needs a positive constraint, got {sizes}"
+        )
     rho = _positive_definite(correlations, parameters, f"{name}: correlation matrix")
     hessian = np.linalg.inv(rho) / sizes[:, None] / sizes
     return from_hessian(name, parameters, hessian, estimates, fitted=fitted, free=free, relative=relative)
@@ -149,11 +151,12 @@ def from_table(
     covariance : (n_estimate, n_estimate) of statistics. up, down : (n_estimate, n_source) signed shifts.
     """
     names = tuple(estimates)
+    weight = np.linalg.inv(_positive_definite(covariance, names, f"{name}: statistical covariance"))
     bare = LikelihoodInput(
         name=name,
         estimates=names,
         values=_checked_values(name, names, list(estimates.values())),
-        weight=np.linalg.inv(_positive_definite(covariance, names, f"{name}: statistical covariance")),
+        weight=np.asarray(weight, dtype=np.float64),
         sources=(),
         up=np.zeros((len(names), 0)),
         down=np.zeros((len(names), 0)),

@@ -20,8 +20,8 @@ import numpy as np
 
 from musclecal.errors import InputError
 from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
-from musclecal.fits.combination.newton import Mask, covariance_at, minimise
 from musclecal.fits.combination.near_refit import Approximation, refit_near
+from musclecal.fits.combination.newton import Mask, covariance_at, minimise
 from musclecal.fits.combination.other_sides import lowest_minimum
 from musclecal.fits.combination.prior import clamped, pair_of, prior_correlations, prior_precision
 from musclecal.records import Floats, Ints
@@ -44,7 +44,7 @@ class _Prior:
     sources: tuple[str, ...]
     correlations: Floats
     precision: Floats
-    free: "np.ndarray"
+    free: Mask
     propagated: Floats
 
 
@@ -63,7 +63,7 @@ class _Change:
     step: Floats
     slope: Floats
     precision: Floats
-    allowed: "np.ndarray"
+    allowed: Mask
 
 
 def _change(scan: CorrelationScan, prior: _Prior, fraction: Floats) -> _Change:
@@ -86,12 +86,11 @@ def _change(scan: CorrelationScan, prior: _Prior, fraction: Floats) -> _Change:
     lower = np.linalg.cholesky(inside)
     allowed = np.linalg.eigvalsh(np.eye(p) + lower.T @ step @ lower)[:, 0] > 1e-9
     safe = np.where(allowed[:, None, None], step, 0.0)
-    return _Change(touched, rho, step, slope, np.linalg.solve(np.eye(p) + safe @ inside, safe), allowed)
+    precision = np.asarray(np.linalg.solve(np.eye(p) + safe @ inside, safe), dtype=np.float64)
+    return _Change(touched, rho, step, slope, precision, allowed)
 
 
-def _parabola(
-    fit: LikelihoodFit, prior: _Prior, change: _Change
-) -> tuple[Floats, Floats, Floats, "np.ndarray"]:
+def _parabola(fit: LikelihoodFit, prior: _Prior, change: _Change) -> tuple[Floats, Floats, Floats, Ints]:
     """Values, variances (n_point, n_obs), chi2 (n_point,) and status of a quadratic chi2."""
     n = len(fit.sources)
     v = prior.precision[:, change.touched]
@@ -101,17 +100,17 @@ def _parabola(
     t = np.linalg.solve(size, change.precision)
     values = fit.values + (t @ pull) @ of_values.T
     variances = np.diagonal(fit.value_covariance) + np.einsum("ap,tpq,aq->ta", of_values, t, of_values)
-    status = np.where(change.allowed, CONVERGED, NOT_A_MINIMUM)
+    status = np.where(change.allowed, CONVERGED, NOT_A_MINIMUM).astype(np.int64)
     return values, variances, fit.chi2 - t @ pull @ pull, status
 
 
 def _refits(
     fit: LikelihoodFit, likelihood: Likelihood, prior: _Prior, change: _Change
-) -> tuple[Floats, Floats, Floats, "np.ndarray"]:
+) -> tuple[Floats, Floats, Floats, Ints]:
     """The same by a fit at each point, from the point before moved as the parabola would move."""
     n, shape = len(fit.sources), (len(change.rho), len(fit.values))
     values, variances, chi2 = np.zeros(shape), np.zeros(shape), np.zeros(shape[0])
-    status = np.full(shape[0], NOT_A_MINIMUM)
+    status = np.full(shape[0], NOT_A_MINIMUM, dtype=np.int64)
     v, g = prior.precision[:, change.touched], prior.propagated[:, change.touched]
     size = np.eye(len(change.touched)) - change.precision @ (v.T @ g[:n])
     t = np.linalg.solve(size, change.precision)
@@ -159,7 +158,9 @@ def scan_correlations(
     correlations, n = prior_correlations(problem), len(fit.sources)
     precision = prior_precision(correlations, problem.free)
     prior = _Prior(problem.sources, correlations, precision, problem.free, fit.covariance[:, :n] @ precision)
-    return tuple(_curve(scan, fit, likelihood, prior, points, refit or not fit.quadratic) for scan in problem.scans)
+    return tuple(
+        _curve(scan, fit, likelihood, prior, points, refit or not fit.quadratic) for scan in problem.scans
+    )
 
 
 def _curve(
@@ -184,5 +185,5 @@ def _curve(
         chi2=chi2,
         value_slope=of_values @ change.slope @ pull,
         error_slope=variance_slope / (2.0 * fit.errors),
-        status=status.astype(np.int64),
+        status=status,
     )

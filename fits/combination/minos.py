@@ -21,9 +21,15 @@ _CLOSE = 1e-7
 
 
 def _crossing(
-    likelihood: Likelihood, minimum: Minimum, covariance: Floats, index: int, direction: float, rise: float, fixed: Mask
+    likelihood: Likelihood,
+    minimum: Minimum,
+    covariance: Floats,
+    index: int,
+    direction: float,
+    rise: float,
+    fixed: Mask,
 ) -> float:
-    """Distance from the minimum at which the profiled chi2 has risen by ``rise``; nan if a profile does not converge."""
+    """Distance at which the profiled chi2 has risen by ``rise``; nan if a profile does not converge."""
     sigma, best = float(np.sqrt(covariance[index, index])), minimum.parameters[index]
     along = covariance[:, index] / covariance[index, index]
     frozen = fixed.copy()
@@ -37,7 +43,11 @@ def _crossing(
         risen = point.chi2 - minimum.chi2
         if point.status != CONVERGED or not risen > 0.0:
             return float("nan")
-        slope = direction * float(likelihood.gradient(point.parameters, point.side)[index]) / (2.0 * np.sqrt(risen))
+        slope = (
+            direction
+            * float(likelihood.gradient(point.parameters, point.side)[index])
+            / (2.0 * np.sqrt(risen))
+        )
         start, at = point.parameters, direction * distance
         if not slope > 0.0:
             return float("nan")
@@ -60,7 +70,10 @@ def intervals(
     """
     fixed = np.zeros(likelihood.n_par, dtype=np.bool_) if fixed is None else fixed
     found = [
-        [_crossing(likelihood, minimum, covariance, index, direction, rise, fixed) for direction in (1.0, -1.0)]
+        [
+            _crossing(likelihood, minimum, covariance, index, direction, rise, fixed)
+            for direction in (1.0, -1.0)
+        ]
         for index in range(likelihood.n_source, likelihood.n_par)
     ]
     both = np.array(found)

@@ -1,7 +1,7 @@
 r"""Fits next to one that is known, without writing out or factorising a Hessian.
 
-With an approximate covariance :math:`\tilde\Sigma` the steps :math:`\theta \leftarrow \theta - \tilde\Sigma\,\nabla\chi^2/2` end
-at the exact minimum, as the gradient is exact. The variance of a value is :math:`e^T X` with :math:`\tfrac12 H X = e`, for which
+With an approximate covariance :math:`\tilde\Sigma`, steps :math:`-\tilde\Sigma\,\nabla\chi^2/2` end at the exact
+minimum, as the gradient is exact. The variance of a value is :math:`e^T X` with :math:`\tfrac12 H X = e`, for which
 
 .. math:: R = e - \tfrac12 HX,\quad X \leftarrow X + \tilde\Sigma R,\qquad e^T X + X^T R
 
@@ -29,7 +29,7 @@ _NEAR = 1e-11
 
 @dataclass(frozen=True)
 class Approximation:
-    """A covariance and a change of low rank: ``covariance`` + G T G^T, G ``directions`` (n_par, p), T ``change`` (p, p)."""
+    """``covariance`` + G T G^T, of low rank p, G ``directions`` (n_par, p), T ``change`` (p, p)."""
 
     covariance: Floats
     directions: Floats
@@ -71,7 +71,9 @@ def refit_near(
     return None if variances is None else (parameters, variances, held)
 
 
-def _may_be_lower(likelihood: Likelihood, parameters: Floats, side: Floats, approximation: Approximation) -> bool:
+def _may_be_lower(
+    likelihood: Likelihood, parameters: Floats, side: Floats, approximation: Approximation
+) -> bool:
     sources = kinks_beside(likelihood, parameters)
     unit = np.zeros((len(parameters), len(sources)))
     unit[sources, np.arange(len(sources))] = 1.0
@@ -79,7 +81,9 @@ def _may_be_lower(likelihood: Likelihood, parameters: Floats, side: Floats, appr
     return bool(starts_beyond(likelihood, parameters, side, sources, columns))
 
 
-def _variances(curvature: Curvature, n_source: int, held: Mask, approximation: Approximation) -> Floats | None:
+def _variances(
+    curvature: Curvature, n_source: int, held: Mask, approximation: Approximation
+) -> Floats | None:
     """(n_obs,) with ``held`` sources fixed."""
     n_par = curvature.prediction.jacobian.shape[1]
     unit = np.zeros((n_par, n_par - n_source))

@@ -97,7 +97,9 @@ def solve_quadratic(likelihood: Likelihood, names: Sequence[str]) -> tuple[Minim
     parameters = start - half_inverse @ likelihood.gradient(start)
     parameters = parameters - half_inverse @ likelihood.gradient(parameters)
     nowhere = np.zeros(likelihood.n_source, dtype=np.bool_)
-    minimum = Minimum(parameters, likelihood.sides(parameters), nowhere, likelihood.chi2(parameters), 1, CONVERGED)
+    minimum = Minimum(
+        parameters, likelihood.sides(parameters), nowhere, likelihood.chi2(parameters), 1, CONVERGED
+    )
     return minimum, 2.0 * half_inverse
 
 
@@ -113,7 +115,9 @@ def _descending_step(hessian: Floats, gradient: Floats) -> Floats:
     return -gradient / diagonal
 
 
-def settled(likelihood: Likelihood, parameters: Floats, side: Floats, fixed: Mask) -> tuple[Floats, Floats, Mask]:
+def settled(
+    likelihood: Likelihood, parameters: Floats, side: Floats, fixed: Mask
+) -> tuple[Floats, Floats, Mask]:
     """Gradient, sides and held sources: sources on a kink go down on the steeper side, or stay if both go up."""
     n = likelihood.n_source
     on_kink = likelihood.responses.kink & (parameters[:n] == 0.0) & ~fixed[:n]
@@ -127,7 +131,9 @@ def settled(likelihood: Likelihood, parameters: Floats, side: Floats, fixed: Mas
     return np.concatenate([np.where(below, lower[:n], upper[:n]), upper[n:]]), side, held
 
 
-def _advance(likelihood: Likelihood, parameters: Floats, step: Floats, side: Floats, before: float, slope: float) -> Floats:
+def _advance(
+    likelihood: Likelihood, parameters: Floats, step: Floats, side: Floats, before: float, slope: float
+) -> Floats:
     """The next point along ``step``: halved until chi2 falls; across kinks, or up to them if that is lower."""
     n = likelihood.n_source
     rounding = 1e-12 * (1.0 + abs(before))
@@ -148,7 +154,9 @@ def _advance(likelihood: Likelihood, parameters: Floats, step: Floats, side: Flo
     return parameters
 
 
-def minimise(likelihood: Likelihood, start: Floats, fixed: Mask | None = None, max_iterations: int = 100) -> Minimum:
+def minimise(
+    likelihood: Likelihood, start: Floats, fixed: Mask | None = None, max_iterations: int = 100
+) -> Minimum:
     """Newton from ``start`` (n_par,), with the parameters ``fixed`` (n_par,) left where they are."""
     n = likelihood.n_source
     fixed = np.zeros(likelihood.n_par, dtype=np.bool_) if fixed is None else fixed

@@ -1,9 +1,10 @@
 r"""Lower minima on the other side of a kink.
 
 The chi2 of an asymmetric response may have a minimum on each side of 0. From the one that was found, at
-:math:`\hat\lambda_i`, the others follow a source to its kink and chi2 rises by :math:`\hat\lambda_i^2/\Sigma_{ii}`. If the slope
-g beyond it goes down again, there is another minimum, lower by about :math:`g^2\Sigma_{ii}/4`: where twice that would pay, it
-is looked for. One source at a time: what only two of them together would find is not found.
+:math:`\hat\lambda_i`, the others follow a source to its kink and chi2 rises by
+:math:`\hat\lambda_i^2/\Sigma_{ii}`. If the slope g beyond it goes down again, there is another minimum, lower by
+about :math:`g^2\Sigma_{ii}/4`: where twice that would pay, it is looked for. One source at a time:
+what only two of them together would find is not found.
 """
 
 import numpy as np
@@ -25,7 +26,9 @@ def kinks_beside(likelihood: Likelihood, parameters: Floats) -> Ints:
     return np.flatnonzero(beside).astype(np.int64)
 
 
-def _slopes_beyond(likelihood: Likelihood, parameters: Floats, side: Floats, sources: Ints, columns: Floats) -> Floats:
+def _slopes_beyond(
+    likelihood: Likelihood, parameters: Floats, side: Floats, sources: Ints, columns: Floats
+) -> Floats:
     """(len(sources),) slopes away from the minimum just beyond each kink, to first order in the way there."""
     responses, curvature = likelihood.responses, likelihood.curvature(parameters, side)
     value, variance = parameters[sources], columns[sources, np.arange(len(sources))]

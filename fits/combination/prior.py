@@ -6,6 +6,7 @@ Not for: repairing correlations that contradict each other. They are refused her
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musclecal.errors import InputError
 from musclecal.records import Floats, Ints
@@ -47,13 +48,15 @@ def prior_correlations(problem: LikelihoodProblem) -> Floats:
     for entry in problem.correlations:
         i, j = pair_of(entry, sources)
         if not abs(entry.rho) <= 1.0:
-            raise InputError(f"correlation of {entry.first!r} and {entry.second!r}: {entry.rho} is not in [-1, 1]")
+            raise InputError(
+                f"correlation of {entry.first!r} and {entry.second!r}: {entry.rho} is not in [-1, 1]"
+            )
         if entry.rho != 0.0 and (free[i] or free[j]):
             raise InputError(
                 f"correlation of {entry.first!r} and {entry.second!r}: "
                 f"{entry.first if free[i] else entry.second!r} is free, without a prior that could be correlated"
             )
-        matrix[i, j] = matrix[j, i] = float(clamped(np.float64(entry.rho)))
+        matrix[i, j] = matrix[j, i] = float(clamped(np.array(entry.rho)))
     _refuse_indefinite(matrix, sources)
     return matrix
 
@@ -80,7 +83,7 @@ def _refuse_indefinite(matrix: Floats, sources: Sequence[str]) -> None:
     )
 
 
-def prior_precision(correlations: Floats, free: "np.ndarray") -> Floats:
+def prior_precision(correlations: Floats, free: NDArray[np.bool_]) -> Floats:
     """(n_source, n_source) C^-1, with zeros for free sources; ``correlations`` positive definite."""
     result = np.eye(len(correlations))
     inside = _correlated(correlations)

@@ -2,12 +2,14 @@ r"""What the inputs should have measured, given combined values and sources, and
 
 .. math:: t_\mu = x_\mu \prod_{i\ \mathrm{relative}} \Bigl(1 - \frac{k_{\mu i}}{d_\mu}\Bigr)
                 - \sum_{i\ \mathrm{absolute}} k_{\mu i},\qquad
-          k_{\mu i} = \begin{cases} u_{\mu i}\,\delta_i & \delta_i \ge 0\\ w_{\mu i}\,|\delta_i| & \delta_i < 0\end{cases}
+          k_{\mu i} =
+          \begin{cases} u_{\mu i}\,\delta_i & \delta_i \ge 0\\ w_{\mu i}\,|\delta_i| & \delta_i < 0\end{cases}
 
 u and w are the changes up and down, delta the source less its fitted value in the input. With s = u on the upper side
 and -w on the lower one, k = s delta, and
 
-.. math:: \frac{\partial t}{\partial\lambda_i} = x\,\Pi\,g_i\ \mathrm{or}\ -s_i,\quad g_i = \frac{-s_i/d}{1 - k_i/d},\quad
+.. math:: \frac{\partial t}{\partial\lambda_i} = x\,\Pi\,g_i\ \mathrm{or}\ -s_i,\quad
+          g_i = \frac{-s_i/d}{1 - k_i/d},\quad
           \frac{\partial^2 t}{\partial\lambda_i\partial\lambda_j} = x\,\Pi\,g_i g_j\,(1 - \delta_{ij}),\quad
           \frac{\partial^2 t}{\partial x\,\partial\lambda_i} = \Pi\,g_i
 
@@ -33,7 +35,7 @@ class Prediction:
     Attributes
     ----------
     expected : (n,) t. jacobian : (n, n_par) dt/d parameter, sources first.
-    product : (n,) of the relative factors. log_slope : (n, n_source) g, 0 for absolute sources; None if none is relative.
+    product : (n,) of the relative factors. log_slope : (n, n_source) g, 0 if absolute; None if none is relative.
     scale : (n,) x times product.
     """
 

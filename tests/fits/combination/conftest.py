@@ -54,7 +54,9 @@ def profiled(
     )
 
 
-def tabulated(name: str, n_estimate: int, n_source: int, seed: int, relative: int = 0, asymmetric: int = 0) -> LikelihoodInput:
+def tabulated(
+    name: str, n_estimate: int, n_source: int, seed: int, relative: int = 0, asymmetric: int = 0
+) -> LikelihoodInput:
     """A table of shifts; the first sources are relative, the last ones asymmetric."""
     rng = np.random.default_rng(seed)
     sources = [f"{name}_s{n}" for n in range(n_source)]

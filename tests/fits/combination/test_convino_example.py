@@ -43,7 +43,9 @@ GROUP_IMPACTS = {"a_unc": (0.43073, 1.09068), "b_unc": (0.44598, 0.22483)}
 @pytest.mark.parametrize("source", [EXPECTED, OF_PROGRAM], ids=["prototype", "program"])
 @pytest.mark.parametrize("form", ["pearson", "neyman"])
 def test_values_and_intervals(
-    convino_example: Path, form: str, source: dict[str, tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
+    convino_example: Path,
+    form: str,
+    source: dict[str, tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]],
 ) -> None:
     fit = fit_likelihood(read_convino(convino_example), form)
     chi2, values, up, down = source[form]
@@ -76,7 +78,9 @@ def test_correlation_and_covariance(convino_example: Path) -> None:
     assert rho[0, 1] == pytest.approx(0.488586, abs=1e-4)
     larger = np.maximum(fit.up, fit.down)
     printed = rho * larger[:, None] * larger
-    np.testing.assert_allclose([printed[0, 0], printed[0, 1], printed[1, 1]], [58.157, 20.511, 30.305], rtol=2e-4)
+    np.testing.assert_allclose(
+        [printed[0, 0], printed[0, 1], printed[1, 1]], [58.157, 20.511, 30.305], rtol=2e-4
+    )
 
 
 def test_simple_impacts_are_those_of_the_covariance(convino_example: Path) -> None:
@@ -106,7 +110,9 @@ def test_statistics_and_systematics_add_up(convino_example: Path) -> None:
     total = statistical_errors(fit) ** 2 + systematic_errors(fit) ** 2
     np.testing.assert_allclose(total, fit.errors**2, rtol=1e-12)
     stat_up, _ = refitted_impacts(problem, fit, {"s": ("stat",)})["s"]
-    np.testing.assert_allclose(frozen_impacts(fit, {"s": ("stat",)})["s"], statistical_errors(fit), rtol=1e-12)
+    np.testing.assert_allclose(
+        frozen_impacts(fit, {"s": ("stat",)})["s"], statistical_errors(fit), rtol=1e-12
+    )
     np.testing.assert_allclose(stat_up, statistical_errors(fit), rtol=1e-2)
 
 

@@ -35,7 +35,9 @@ KINDS = {
 
 
 @pytest.fixture
-def mixed(make_profiled: Make, make_tabulated: Make, make_combined: Combine) -> Callable[[str], LikelihoodProblem]:
+def mixed(
+    make_profiled: Make, make_tabulated: Make, make_combined: Combine
+) -> Callable[[str], LikelihoodProblem]:
     """A fit and a table with sources of one kind; in "both", one source is relative and asymmetric."""
 
     def make(kind: str) -> LikelihoodProblem:
@@ -51,9 +53,9 @@ def _written_out(problem: LikelihoodProblem, parameters: Floats, pearson: bool) 
     value = dict(zip(sources, parameters[: len(sources)], strict=True))
     x = {e: parameters[len(sources) + n] for n, (_, names) in enumerate(problem.observables) for e in names}
     c = np.eye(len(sources))
-    for one in problem.correlations:
-        i, j = sources.index(one.first), sources.index(one.second)
-        c[i, j] = c[j, i] = one.rho
+    for pair in problem.correlations:
+        i, j = sources.index(pair.first), sources.index(pair.second)
+        c[i, j] = c[j, i] = pair.rho
     total = float(parameters[: len(sources)] @ np.linalg.inv(c) @ parameters[: len(sources)])
     for one in problem.inputs:
         delta = np.array([value[s] for s in one.sources]) - one.fitted
@@ -70,7 +72,9 @@ def _written_out(problem: LikelihoodProblem, parameters: Floats, pearson: bool) 
         pull = one.prior * one.fitted
         total += float(-2.0 * delta @ pull)
         if np.any(pull):
-            total += float(pull @ np.linalg.solve(one.constraint[:4, :4], pull[:4]) if len(pull) == 4 else 0.0)
+            total += float(
+                pull @ np.linalg.solve(one.constraint[:4, :4], pull[:4]) if len(pull) == 4 else 0.0
+            )
     return total
 
 
@@ -82,7 +86,9 @@ class TestDerivatives:
         sources = rng.normal(0.0, 0.8, len(problem.sources))
         return np.concatenate([sources, rng.normal(172.0, 2.0, len(problem.observables))])
 
-    def test_chi2_is_the_sum_written_out(self, mixed: Callable[[str], LikelihoodProblem], kind: str, form: str) -> None:
+    def test_chi2_is_the_sum_written_out(
+        self, mixed: Callable[[str], LikelihoodProblem], kind: str, form: str
+    ) -> None:
         problem = mixed(kind)
         for seed in range(5):
             at = self.point(problem, seed)
@@ -123,7 +129,9 @@ class TestDerivatives:
         problem = mixed(kind)
         likelihood, fit = likelihood_of(problem, form), fit_likelihood(problem, form, minos=False)
         assert fit.status == CONVERGED
-        other = minimize(likelihood.chi2, fit.parameters + 0.05, method="Powell", options={"xtol": 1e-9, "ftol": 1e-14})
+        other = minimize(
+            likelihood.chi2, fit.parameters + 0.05, method="Powell", options={"xtol": 1e-9, "ftol": 1e-14}
+        )
         np.testing.assert_allclose(fit.parameters, other.x, rtol=0.0, atol=2e-3)
         assert fit.chi2 <= other.fun + 1e-9
 
@@ -146,7 +154,7 @@ def _closed_form(problem: LikelihoodProblem) -> tuple[Floats, Floats, float]:
                 design[row + m, n] = estimate in names
         row += len(one.values)
     inverse = np.linalg.inv(v + k @ c @ k.T)
-    covariance = np.linalg.inv(design.T @ inverse @ design)
+    covariance = np.asarray(np.linalg.inv(design.T @ inverse @ design), dtype=np.float64)
     x = covariance @ design.T @ inverse @ values
     rest = values - design @ x
     return x, covariance, float(rest @ inverse @ rest)
@@ -168,11 +176,15 @@ class TestQuadratic:
         assert fit.chi2 == pytest.approx(chi2, rel=1e-10)
         assert (fit.ndf, fit.quadratic) == (5, True)
 
-    def test_intervals_are_those_of_the_covariance(self, make_tabulated: Make, make_combined: Combine) -> None:
+    def test_intervals_are_those_of_the_covariance(
+        self, make_tabulated: Make, make_combined: Combine
+    ) -> None:
         fit = fit_likelihood(self.tables(make_tabulated, make_combined), newton=True)
         np.testing.assert_allclose([fit.up, fit.down], [fit.errors] * 2, rtol=1e-7)
 
-    def test_parabola_and_newton_agree_with_profiled_inputs(self, make_profiled: Make, make_combined: Combine) -> None:
+    def test_parabola_and_newton_agree_with_profiled_inputs(
+        self, make_profiled: Make, make_combined: Combine
+    ) -> None:
         problem = make_combined((make_profiled("a", 3, 6, seed=5), make_profiled("b", 2, 7, seed=6)))
         fast, slow = fit_likelihood(problem), fit_likelihood(problem, newton=True)
         np.testing.assert_allclose(fast.parameters, slow.parameters, rtol=1e-9, atol=1e-9)
@@ -220,12 +232,15 @@ class TestProfiledInputs:
         assert fit.chi2 == pytest.approx(paid, rel=1e-9)
         assert fit.ndf == 5
 
-    def test_dropped_values_leave_the_sources_at_zero(self, make_profiled: Make, make_combined: Combine) -> None:
+    def test_dropped_values_leave_the_sources_at_zero(
+        self, make_profiled: Make, make_combined: Combine
+    ) -> None:
         one = make_profiled("fit", 2, 5, seed=9)
         kept, dropped = (fit_likelihood(make_combined((one,)), fitted_values=f) for f in (True, False))
         np.testing.assert_allclose(dropped.pulls, 0.0, atol=1e-10)
         np.testing.assert_allclose(dropped.covariance, kept.covariance, rtol=1e-10)
-        assert (dropped.ndf, dropped.chi2) == (0, pytest.approx(0.0, abs=1e-9))
+        assert dropped.ndf == 0
+        assert dropped.chi2 == pytest.approx(0.0, abs=1e-9)
 
     def test_a_free_source_has_no_prior(self) -> None:
         """A fit without a prior on its source, and with an infinite one, are the same."""
@@ -272,7 +287,9 @@ class TestKinks:
     def one_sided(self, up: float, down: float) -> LikelihoodProblem:
         """Two measurements that disagree, the first with a source that shifts it the same way on both sides."""
         first = from_table("first", {"a": 10.0}, [[1.0]], ["s"], [[up]], [[down]])
-        return LikelihoodProblem((first, from_table("second", {"b": 14.0}, [[1.0]], [], np.zeros((1, 0)))), (("x", ("a", "b")),))
+        return LikelihoodProblem(
+            (first, from_table("second", {"b": 14.0}, [[1.0]], [], np.zeros((1, 0)))), (("x", ("a", "b")),)
+        )
 
     def test_a_source_that_can_only_make_it_worse_stays_on_its_kink(self) -> None:
         """The value is too low, and the source could only say that it should be lower still."""
@@ -304,7 +321,6 @@ class TestKinks:
         for end in (fit.values[0] + fit.up[0], fit.values[0] - fit.down[0]):
             assert profile(end) - likelihood.chi2(fit.parameters) == pytest.approx(1.0, abs=1e-6)
 
-
     @pytest.mark.parametrize("seed", range(30))
     def test_of_several_minima_the_lowest_is_found(self, seed: int) -> None:
         """Against starts in all 32 corners; Newton from 0 alone misses one in ten of these."""
@@ -312,7 +328,12 @@ class TestKinks:
         up = rng.normal(0.0, 0.6, (5, 5))
         estimates = {f"e{n}": 172.0 + 1.2 * rng.normal() for n in range(5)}
         one = from_table(
-            "t", estimates, np.diag(rng.uniform(0.2, 0.6, 5) ** 2), list("abcde"), up, -up * rng.uniform(0.2, 1.8, (5, 5))
+            "t",
+            estimates,
+            np.diag(rng.uniform(0.2, 0.6, 5) ** 2),
+            list("abcde"),
+            up,
+            -up * rng.uniform(0.2, 1.8, (5, 5)),
         )
         problem = LikelihoodProblem((one,), (("x", tuple(estimates)),))
         likelihood, fit = likelihood_of(problem), fit_likelihood(problem, minos=False)
@@ -338,18 +359,27 @@ class TestRefusals:
         """Of a cycle the largest of those that pull down the eigenvalue; d-h is harmless."""
         entries = (("a", "e", 0.5), ("e", "b", 0.5), ("a", "b", -0.9), ("d", "h", 0.3))
         smallest = 0.55 - np.sqrt(0.45**2 + 2.0 * 0.5**2)
-        with pytest.raises(InputError, match=rf"smallest eigenvalue {smallest:.4g}, 1 not positive.*'a' and 'b'.*-0\.9"):
+        with pytest.raises(
+            InputError, match=rf"smallest eigenvalue {smallest:.4g}, 1 not positive.*'a' and 'b'.*-0\.9"
+        ):
             fit_likelihood(self.problem(*entries))
 
     def test_two_negative_eigenvalues_have_a_positive_determinant_and_are_refused(self) -> None:
-        cycle = [("a", "b", 0.9), ("b", "e", 0.9), ("a", "e", -0.9), ("c", "d", 0.9), ("d", "f", 0.9), ("c", "f", -0.9)]
+        cycle = [
+            ("a", "b", 0.9),
+            ("b", "e", 0.9),
+            ("a", "e", -0.9),
+            ("c", "d", 0.9),
+            ("d", "f", 0.9),
+            ("c", "f", -0.9),
+        ]
         matrix = np.eye(8)
         names = ["a", "b", "c", "d", "e", "f", "g", "h"]
         for first, second, rho in cycle:
             i, j = names.index(first), names.index(second)
             matrix[i, j] = matrix[j, i] = rho
         assert np.linalg.det(matrix) > 0.0
-        with pytest.raises(InputError, match="smallest eigenvalue -0.8, 2 not positive"):
+        with pytest.raises(InputError, match=r"smallest eigenvalue -0\.8, 2 not positive"):
             fit_likelihood(self.problem(*cycle))
 
     @pytest.mark.parametrize(
@@ -417,5 +447,7 @@ class TestRefusals:
 
 
 def test_a_fit_tells_whether_it_used_fitted_values(make_profiled: Make, make_combined: Combine) -> None:
-    fit: LikelihoodFit = fit_likelihood(make_combined((make_profiled("fit", 2, 3, seed=1),)), fitted_values=False)
+    fit: LikelihoodFit = fit_likelihood(
+        make_combined((make_profiled("fit", 2, 3, seed=1),)), fitted_values=False
+    )
     assert not fit.fitted_values

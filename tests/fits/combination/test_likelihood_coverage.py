@@ -44,7 +44,9 @@ def toys() -> dict[bool, tuple[float, float, float]]:
     return {use: (float(np.std(pulls[use])), float(np.mean(chi2[use])), ndf[use]) for use in (True, False)}
 
 
-def test_errors_cover_with_the_values_that_inputs_fitted(toys: dict[bool, tuple[float, float, float]]) -> None:
+def test_errors_cover_with_the_values_that_inputs_fitted(
+    toys: dict[bool, tuple[float, float, float]],
+) -> None:
     """The RMS of 4000 has an uncertainty of 0.011."""
     assert toys[True][0] == pytest.approx(1.0, abs=0.02)
 

@@ -17,7 +17,7 @@ from musclecal.fits.combination.impacts import (
 from musclecal.fits.combination.likelihood_fit import fit_likelihood
 from musclecal.fits.combination.likelihood_input import from_table
 from musclecal.records import Floats
-from musclecal.records.combination_likelihood import LikelihoodInput, LikelihoodProblem
+from musclecal.records.combination_likelihood import CorrelationRange, LikelihoodInput, LikelihoodProblem
 
 Make = Callable[..., LikelihoodInput]
 Combine = Callable[..., LikelihoodProblem]
@@ -33,10 +33,13 @@ def _without(problem: LikelihoodProblem, group: tuple[str, ...]) -> Floats:
     """Errors of values with rows and columns of the group taken out of the inverse covariance."""
     fit = fit_likelihood(problem)
     keep = np.array([s not in group for s in fit.sources] + [True] * len(fit.observables))
-    return np.sqrt(np.diagonal(np.linalg.inv(np.linalg.inv(fit.covariance)[np.ix_(keep, keep)])))[-len(fit.observables) :]
+    covariance = np.linalg.inv(np.linalg.inv(fit.covariance)[np.ix_(keep, keep)])
+    return np.asarray(np.sqrt(np.diagonal(covariance))[-len(fit.observables) :], dtype=np.float64)
 
 
-@pytest.mark.parametrize("group", [("fit_s0",), ("fit_s1", "table_s1"), ("fit_s0", "fit_s3", "table_s0", "table_s4")])
+@pytest.mark.parametrize(
+    "group", [("fit_s0",), ("fit_s1", "table_s1"), ("fit_s0", "fit_s3", "table_s0", "table_s4")]
+)
 def test_frozen_impacts(problem: LikelihoodProblem, group: tuple[str, ...]) -> None:
     fit = fit_likelihood(problem)
     expected = np.sqrt(fit.errors**2 - _without(problem, group) ** 2)
@@ -68,11 +71,11 @@ def test_correlated_sources_count_twice_one_by_one_and_once_as_a_group() -> None
     one = from_table("one", {"e": 10.0}, [[1.0]], ["a", "b"], [[1.0, 1.0]])
     problem = LikelihoodProblem((one,), (("x", ("e",)),))
     rho = 0.98
-    from musclecal.records.combination_likelihood import CorrelationRange
-
     fit = fit_likelihood(replace(problem, correlations=(CorrelationRange("a", "b", rho, rho, rho),)))
     np.testing.assert_allclose(covariance_impacts(fit)[:, 0], 1.0 + rho, rtol=1e-9)
-    np.testing.assert_allclose(frozen_impacts(fit, {"both": ("a", "b")})["both"], np.sqrt(2.0 + 2.0 * rho), rtol=1e-9)
+    np.testing.assert_allclose(
+        frozen_impacts(fit, {"both": ("a", "b")})["both"], np.sqrt(2.0 + 2.0 * rho), rtol=1e-9
+    )
 
 
 def test_everything_frozen_is_statistics(problem: LikelihoodProblem) -> None:
@@ -84,7 +87,7 @@ def test_everything_frozen_is_statistics(problem: LikelihoodProblem) -> None:
     np.testing.assert_allclose(again["stat"][0], found["stat"], rtol=1e-6)
 
 
-def test_intervals_of_an_asymmetric_source_shrink_on_its_side(make_tabulated: Make, make_combined: Combine) -> None:
+def test_intervals_of_an_asymmetric_source_shrink_on_its_side(make_combined: Combine) -> None:
     """Frozen impacts up and down differ, and lie on both sides of that of the parabola with one slope."""
     one = from_table("one", {"e": 10.0}, [[0.04]], ["s"], [[0.6]], [[-0.2]])
     problem = make_combined((one,), n_obs=1)

@@ -25,10 +25,15 @@ Combine = Callable[..., LikelihoodProblem]
 KINDS = {"quadratic": {}, "relative": {"relative": 2}, "asymmetric": {"asymmetric": 2, "relative": 1}}
 
 
-def _problem(kind: str, make_profiled: Make, make_tabulated: Make, make_combined: Combine) -> LikelihoodProblem:
+def _problem(
+    kind: str, make_profiled: Make, make_tabulated: Make, make_combined: Combine
+) -> LikelihoodProblem:
     """Three correlations scanned one by one, the first two also together; one is not scanned."""
     relative = 2 if kind == "relative" else 0
-    inputs = (make_profiled("a", 3, 5, seed=31, relative=relative), make_tabulated("b", 4, 5, seed=32, **KINDS[kind]))
+    inputs = (
+        make_profiled("a", 3, 5, seed=31, relative=relative),
+        make_tabulated("b", 4, 5, seed=32, **KINDS[kind]),
+    )
     problem = make_combined(inputs, rho=0.4)
     together = CorrelationScan("together", tuple(one.ranges[0] for one in problem.scans[:2]))
     fixed = CorrelationRange("a_s4", "b_s4", -0.3, -0.3, -0.3)
@@ -57,7 +62,9 @@ def test_points_are_fits(
     for scan, curve in zip(problem.scans, curves, strict=True):
         for n, fraction in enumerate(curve.fraction):
             expected = _fit_at(problem, scan, fraction, form)
-            np.testing.assert_allclose(curve.values[n], expected.values, rtol=0.0, atol=1e-5 * expected.errors.min())
+            np.testing.assert_allclose(
+                curve.values[n], expected.values, rtol=0.0, atol=1e-5 * expected.errors.min()
+            )
             np.testing.assert_allclose(curve.errors[n], expected.errors, rtol=1e-6)
             assert curve.chi2[n] == pytest.approx(expected.chi2, abs=1e-7)
 
@@ -87,7 +94,9 @@ def test_slopes_and_half_ranges(make_profiled: Make, make_tabulated: Make, make_
         np.testing.assert_allclose(curve.error_half_range, np.ptp(curve.errors, axis=0) / 2.0)
 
 
-def test_points_that_contradict_other_correlations_have_a_status(make_tabulated: Make, make_combined: Combine) -> None:
+def test_points_that_contradict_other_correlations_have_a_status(
+    make_tabulated: Make, make_combined: Combine
+) -> None:
     """b0 with both a0 and a1, which are correlated: 1 - rho^2 - ... is negative near the ends."""
     problem = make_combined((make_tabulated("a", 2, 3, seed=1), make_tabulated("b", 2, 3, seed=2)), rho=0.0)
     kept = (CorrelationRange("a_s0", "a_s1", 0.8, 0.8, 0.8), CorrelationRange("a_s1", "b_s0", 0.6, 0.6, 0.6))
@@ -104,9 +113,13 @@ def test_points_that_contradict_other_correlations_have_a_status(make_tabulated:
 
 def test_held_sources_are_followed(make_tabulated: Make, make_combined: Combine) -> None:
     """Sources that stand on a kink at the fit, and leave it somewhere along the scan."""
-    problem = make_combined((make_tabulated("a", 3, 4, seed=5, asymmetric=4), make_tabulated("b", 3, 4, seed=6)))
+    problem = make_combined(
+        (make_tabulated("a", 3, 4, seed=5, asymmetric=4), make_tabulated("b", 3, 4, seed=6))
+    )
     one_sided = replace(problem.inputs[0], down=problem.inputs[0].up)
-    scans = tuple(CorrelationScan(s.name, (replace(s.ranges[0], start=-0.9, stop=0.9),)) for s in problem.scans)
+    scans = tuple(
+        CorrelationScan(s.name, (replace(s.ranges[0], start=-0.9, stop=0.9),)) for s in problem.scans
+    )
     problem = replace(problem, inputs=(one_sided, problem.inputs[1]), scans=scans)
     fit = fit_likelihood(problem, minos=False)
     assert np.any(fit.held)
@@ -125,6 +138,6 @@ def test_refusals(make_profiled: Make, make_tabulated: Make, make_combined: Comb
     with pytest.raises(InputError, match="1 points"):
         scan_correlations(problem, fit, points=1)
     for change, message in (({"second": "nobody"}, "no source 'nobody'"), ({"stop": 1.5}, "leaves")):
-        wrong = CorrelationScan("wrong", (replace(problem.scans[0].ranges[0], **change),))  # type: ignore[arg-type]
+        wrong = CorrelationScan("wrong", (replace(problem.scans[0].ranges[0], **change),))
         with pytest.raises(InputError, match=message):
             scan_correlations(replace(problem, scans=(wrong,)), fit)

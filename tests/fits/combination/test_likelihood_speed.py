@@ -34,7 +34,9 @@ def large() -> Callable[[Make, Make, int], LikelihoodProblem]:
         estimates = tuple(estimate for one in inputs for estimate in one.estimates)
         ranges = [CorrelationRange(f"a_s{n}", f"{'bc'[n % 2]}_s{n}", 0.5, 0.2, 0.8) for n in range(77)]
         scans = tuple(CorrelationScan(one.first, (one,)) for one in ranges)
-        return LikelihoodProblem(inputs, (("x", estimates[::2]), ("y", estimates[1::2])), tuple(ranges), scans)
+        return LikelihoodProblem(
+            inputs, (("x", estimates[::2]), ("y", estimates[1::2])), tuple(ranges), scans
+        )
 
     return make
 
