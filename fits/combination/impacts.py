@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood import likelihood_of
+from musclecal.fits.combination.joined_inputs import likelihood_of
 from musclecal.fits.combination.likelihood_fit import minimum_of
 from musclecal.fits.combination.minos import intervals
 from musclecal.fits.combination.newton import Mask, inverse
 from musclecal.records import Floats, Ints
-from musclecal.records.combination_likelihood import LikelihoodFit, LikelihoodProblem
+from musclecal.records.combination_likelihood import STATISTICAL, LikelihoodFit, LikelihoodProblem
 
 __all__ = [
     "covariance_impacts",
@@ -33,9 +33,6 @@ __all__ = [
     "statistical_errors",
     "systematic_errors",
 ]
-
-STATISTICAL = "stat"
-"""The member of a group that stands for everything but the sources."""
 
 
 def _members(fit: LikelihoodFit, group: str, names: Sequence[str]) -> Ints:

@@ -8,7 +8,8 @@ import numpy as np
 from scipy.special import chdtrc
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
+from musclecal.fits.combination.joined_inputs import likelihood_of
+from musclecal.fits.combination.likelihood import Likelihood
 from musclecal.fits.combination.minos import intervals
 from musclecal.fits.combination.newton import Minimum, covariance_at, minimise, solve_quadratic
 from musclecal.fits.combination.other_sides import lowest_minimum

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood import Likelihood, likelihood_of
+from musclecal.fits.combination.joined_inputs import likelihood_of
+from musclecal.fits.combination.likelihood import Likelihood
 from musclecal.fits.combination.near_refit import Approximation, refit_near
 from musclecal.fits.combination.newton import Mask, covariance_at, minimise
 from musclecal.fits.combination.other_sides import lowest_minimum

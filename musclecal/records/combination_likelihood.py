@@ -15,6 +15,7 @@ __all__ = [
     "CONVERGED",
     "NOT_A_MINIMUM",
     "NO_STEPS_LEFT",
+    "STATISTICAL",
     "CorrelationRange",
     "CorrelationScan",
     "LikelihoodFit",
@@ -25,6 +26,10 @@ __all__ = [
 
 CONVERGED, NO_STEPS_LEFT, NOT_A_MINIMUM = 0, 1, 2
 """Status of a fit: good; still descending after the last step allowed; no positive definite Hessian."""
+
+
+STATISTICAL = "stat"
+"""Member of a group that stands for everything but the sources; a column of that name in tables of Convino."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.convino_files import read_convino, read_convino_measurement
+from musclecal.fits.combination.convino_files import read_convino
+from musclecal.fits.combination.convino_measurement import read_convino_measurement
 from musclecal.fits.combination.convino_writer import write_convino
 from musclecal.fits.combination.likelihood_fit import fit_likelihood
 from musclecal.fits.combination.likelihood_input import renamed, with_external

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood import likelihood_of
+from musclecal.fits.combination.joined_inputs import likelihood_of
 from musclecal.fits.combination.likelihood_fit import fit_likelihood
 from musclecal.fits.combination.likelihood_input import from_hessian, from_table, renamed, with_external
 from musclecal.fits.combination.newton import minimise

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from musclecal.errors import InputError
-from musclecal.fits.combination.likelihood import likelihood_of
+from musclecal.fits.combination.joined_inputs import likelihood_of
 from musclecal.fits.combination.likelihood_fit import fit_likelihood
 from musclecal.fits.combination.likelihood_scans import scan_correlations
 from musclecal.records.combination_likelihood import (
