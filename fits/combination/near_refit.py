@@ -18,7 +18,7 @@ import numpy as np
 from musclecal.fits.combination.likelihood import Curvature, Likelihood
 from musclecal.fits.combination.newton import Mask, settled
 from musclecal.fits.combination.other_sides import kinks_beside, starts_beyond
-from musclecal.records import Floats
+from musclecal.records import Floats, Ints
 
 __all__ = ["Approximation", "refit_near"]
 
@@ -39,6 +39,12 @@ class Approximation:
         """(n_par, ...)."""
         return np.asarray(
             self.covariance @ vectors + self.directions @ (self.change @ (self.directions.T @ vectors))
+        )
+
+    def columns(self, chosen: Ints) -> Floats:
+        """(n_par, len(chosen))."""
+        return np.asarray(
+            self.covariance[:, chosen] + self.directions @ (self.change @ self.directions[chosen].T)
         )
 
 
@@ -75,10 +81,7 @@ def _may_be_lower(
     likelihood: Likelihood, parameters: Floats, side: Floats, approximation: Approximation
 ) -> bool:
     sources = kinks_beside(likelihood, parameters)
-    unit = np.zeros((len(parameters), len(sources)))
-    unit[sources, np.arange(len(sources))] = 1.0
-    columns = approximation.times(unit)
-    return bool(starts_beyond(likelihood, parameters, side, sources, columns))
+    return bool(starts_beyond(likelihood, parameters, side, sources, approximation.columns(sources)))
 
 
 def _variances(

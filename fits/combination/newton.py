@@ -8,6 +8,7 @@ Not for: several minima. From the start that is given, the next one is found.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _solution(matrix: Floats, vector: Floats) -> Floats | None:
     return np.asarray(solved * factored[1])
 
 
-def _refuse_singular(hessian: Floats, names: Sequence[str]) -> None:
+def _refuse_singular(hessian: Floats, names: Sequence[str]) -> NoReturn:
     size = np.sqrt(np.maximum(np.abs(np.diagonal(hessian)), np.finfo(np.float64).tiny))
     eigenvalues, vectors = np.linalg.eigh(hessian / size[:, None] / size)
     leading = np.argsort(-np.abs(vectors[:, 0]))[:3]
@@ -93,7 +94,6 @@ def solve_quadratic(likelihood: Likelihood, names: Sequence[str]) -> tuple[Minim
     half_inverse = inverse(hessian)
     if half_inverse is None:
         _refuse_singular(hessian, names)
-        raise AssertionError("unreachable")
     parameters = start - half_inverse @ likelihood.gradient(start)
     parameters = parameters - half_inverse @ likelihood.gradient(parameters)
     nowhere = np.zeros(likelihood.n_source, dtype=np.bool_)
