@@ -119,7 +119,9 @@ class Cluster:
         where: dict[str, Any] = {"address": scheduler, "timeout": _PATIENCE}
         if local := re.fullmatch(r"local(?::([1-9]\d*))?", scheduler):
             self._local = distributed.LocalCluster(
-                n_workers=int(local[1] or len(os.sched_getaffinity(0))), threads_per_worker=1, dashboard_address=None,
+                n_workers=int(local[1] or len(os.sched_getaffinity(0))), threads_per_worker=1,
+                # No dashboard; its server is there nevertheless: on a free port, so that two clusters do not quarrel
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.ERROR, env={"MUSCLECAL_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
             where = {"address": self._local}
