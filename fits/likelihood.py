@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musclecal.compiled import borrowing, in_order, kernel, summing
+from musclecal.compiled import borrowing, in_order, innermost, kernel, summing
 from musclecal.fits.shapes import SignalModel
 from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, background_curvature, signal_cdf, signal_curvature
 from musclecal.records import BinFits, Floats, Ints
@@ -284,6 +284,14 @@ def _second_derivatives(
             hessian[a, c] = hessian[c, a]
 
 
+@innermost
+def _copy(one: Floats, to: Floats) -> None:
+    """(4, 4). An assignment of arrays would compile its error messages as well."""
+    for a in range(4):
+        for b in range(4):
+            to[a, b] = one[a, b]
+
+
 @borrowing
 def _observe(
     like: _Likelihood, counts: Floats, table: Floats, theta: Floats, room: _Room, hessian: Floats
@@ -352,7 +360,7 @@ def _fit_one(
             _observe(like, counts, table, theta, room, hessian)
             observed = solved = _solve(hessian, gradient, free, 0.0, room.lower, delta)
             if observed:
-                matrix[:, :] = hessian
+                _copy(hessian, matrix)
         if not solved:
             solved = _solve(matrix, gradient, free, 0.0, room.lower, delta) or _solve(
                 matrix, gradient, free, 1e-2, room.lower, delta
@@ -415,7 +423,8 @@ def _fit_block(
             continue
         table = tables[table_of[n]]
         for attempt in range(starts.shape[1]):
-            theta[n] = starts[n, attempt]
+            for a in range(4):
+                theta[n, a] = starts[n, attempt, a]
             covariance[n] = 0.0
             status[n], edm[n], iterations[n] = _fit_one(
                 like, counts[n], table, centres[n], theta[n], covariance[n], room
@@ -439,7 +448,9 @@ def _fit_block(
                 cost = _cost(like, counts[n], room.p, other, centres[n])
                 if end == _GOOD and cost < best - 1e-6:
                     best, status[n], edm[n] = cost, end, other_edm
-                    theta[n], covariance[n] = other, other_covariance
+                    _copy(other_covariance, covariance[n])
+                    for a in range(4):
+                        theta[n, a] = other[a]
             _probabilities(like, table, theta[n], room)
         if status[n] == _GOOD and variances.shape[0] > 0:
             _sandwich(like, variances[n], room, covariance[n])
