@@ -11,7 +11,8 @@ weak priors on tau and, if asked, on w. A step solves
 Hessian H; parameters that push against a bound are frozen for that step. The covariance is the inverse of H; for counts
 whose variance is not their value (weighted simulation, background added without noise) it is :math:`H^{-1} J H^{-1}`
 with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i. A p_i below a floor counts as
-the floor, which has no derivative: a Gaussian does not see events some seven widths away.
+the floor, which has no derivative: a Gaussian does not see events some seven widths away; if these are a tenth of all, the fit has
+not converged.
 
 Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
 """
@@ -36,6 +37,10 @@ BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
 _BLOCK = 64
 _MAX_ITERATIONS = 1000
 _EDM_GOAL = 1e-7
+_MOST_FLOORED = 0.1
+"""Of the events: with more in bins where the model has none, what was found is no fit of them."""
+_WIDEST = (0.1, 1.0)
+"""Errors of ln s and ln w: where they are larger, there is no peak that the events fix."""
 _NEAR = 0.5
 """Estimated distance to the minimum below which steps are taken with the observed Hessian instead of the expected one."""
 
@@ -52,7 +57,7 @@ class FitStatus(IntEnum):
     NOT_CONVERGED = _NOT_CONVERGED
     HESSIAN_NOT_POSITIVE = _HESSIAN_NOT_POSITIVE
     AT_LIMIT = _AT_LIMIT
-    """Scale or width ran to the end of what is sensible."""
+    """Scale or width ran to the end of what is sensible, or the events do not fix them."""
 
 
 class _Likelihood(NamedTuple):
@@ -130,7 +135,7 @@ def _probabilities(like: _Likelihood, table: Floats, theta: Floats, room: _Room)
 def _cost(like: _Likelihood, counts: Floats, p: Floats, theta: Floats, centre: Floats) -> float:
     cost = 0.0
     for i in range(counts.size):
-        cost -= counts[i] * log(max(p[i], like.floor))
+        cost -= counts[i] * log(like.floor if p[i] < like.floor else p[i])  # nan stays nan
     for a in range(4):
         cost += 0.5 * like.weight[a] * (theta[a] - centre[a]) ** 2
     return cost
@@ -314,6 +319,15 @@ def _invert(hessian: Floats, free: Ints, room: _Room, unit: Floats, covariance: 
     return True
 
 
+@summing
+def _n_floored(like: _Likelihood, counts: Floats, p: Floats) -> float:
+    """Events where the model has none."""
+    total = 0.0
+    for i in range(p.size):
+        total += counts[i] if p[i] <= like.floor else 0.0
+    return total
+
+
 @borrowing
 def _choose_free(like: _Likelihood, theta: Floats, gradient: Floats, free: Ints) -> None:
     """Parameters that may move: not those of a background that is not fitted, nor those held by a bound."""
@@ -399,14 +413,20 @@ def _fit_one(
             theta[a] = trial[a]
     if edm >= 1e3 * like.goal:
         return _NOT_CONVERGED, edm, iteration
-    if not free[0] or not free[1]:
-        return _AT_LIMIT, edm, iteration
+    if _n_floored(like, counts, room.p) > _MOST_FLOORED * events:
+        return _NOT_CONVERGED, edm, iteration
+    for a in range(2):
+        if not like.bounds[a, 0] < theta[a] < like.bounds[a, 1]:
+            return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
     if not observed:
         _observe(like, counts, table, theta, room, hessian)
     if not _invert(hessian, free, room, delta, covariance):
         return _HESSIAN_NOT_POSITIVE, edm, iteration
+    for a in range(2):
+        if covariance[a, a] > _WIDEST[a] ** 2:
+            return _AT_LIMIT, edm, iteration
     return _GOOD, edm, iteration
 
 
