@@ -11,7 +11,8 @@ weak priors on tau and, if asked, on w. A step solves
 Hessian H; parameters that push against a bound are frozen for that step. The covariance is the inverse of H; for counts
 whose variance is not their value (weighted simulation, background added without noise) it is :math:`H^{-1} J H^{-1}`
 with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i. A p_i below a floor counts as
-the floor, which has no derivative: a Gaussian does not see events some seven widths away.
+the floor, which has no derivative: a Gaussian does not see events some seven widths away; if these are a tenth of all, the fit has
+not converged.
 
 Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
 """
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musclecal.compiled import borrowing, in_order, kernel, summing
+from musclecal.compiled import borrowing, in_order, innermost, kernel, summing
 from musclecal.fits.shapes import SignalModel
 from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, background_curvature, signal_cdf, signal_curvature
 from musclecal.records import BinFits, Floats, Ints
@@ -36,6 +37,10 @@ BACKGROUNDS = {"none": 0, "exponential": 1, "linear": 2}
 _BLOCK = 64
 _MAX_ITERATIONS = 1000
 _EDM_GOAL = 1e-7
+_MOST_FLOORED = 0.1
+"""Of the events: with more in bins where the model has none, what was found is no fit of them."""
+_WIDEST = (0.1, 1.0)
+"""Errors of ln s and ln w: where they are larger, there is no peak that the events fix."""
 _NEAR = 0.5
 """Estimated distance to the minimum below which steps are taken with the observed Hessian instead of the expected one."""
 
@@ -52,7 +57,7 @@ class FitStatus(IntEnum):
     NOT_CONVERGED = _NOT_CONVERGED
     HESSIAN_NOT_POSITIVE = _HESSIAN_NOT_POSITIVE
     AT_LIMIT = _AT_LIMIT
-    """Scale or width ran to the end of what is sensible."""
+    """Scale or width ran to the end of what is sensible, or the events do not fix them."""
 
 
 class _Likelihood(NamedTuple):
@@ -130,7 +135,7 @@ def _probabilities(like: _Likelihood, table: Floats, theta: Floats, room: _Room)
 def _cost(like: _Likelihood, counts: Floats, p: Floats, theta: Floats, centre: Floats) -> float:
     cost = 0.0
     for i in range(counts.size):
-        cost -= counts[i] * log(max(p[i], like.floor))
+        cost -= counts[i] * log(like.floor if p[i] < like.floor else p[i])  # nan stays nan
     for a in range(4):
         cost += 0.5 * like.weight[a] * (theta[a] - centre[a]) ** 2
     return cost
@@ -284,6 +289,14 @@ def _second_derivatives(
             hessian[a, c] = hessian[c, a]
 
 
+@innermost
+def _copy(one: Floats, to: Floats) -> None:
+    """(4, 4). An assignment of arrays would compile its error messages as well."""
+    for a in range(4):
+        for b in range(4):
+            to[a, b] = one[a, b]
+
+
 @borrowing
 def _observe(
     like: _Likelihood, counts: Floats, table: Floats, theta: Floats, room: _Room, hessian: Floats
@@ -304,6 +317,15 @@ def _invert(hessian: Floats, free: Ints, room: _Room, unit: Floats, covariance: 
         if free[a] and not _solve(hessian, unit, free, 0.0, room.lower, covariance[a]):
             return False
     return True
+
+
+@summing
+def _n_floored(like: _Likelihood, counts: Floats, p: Floats) -> float:
+    """Events where the model has none."""
+    total = 0.0
+    for i in range(p.size):
+        total += counts[i] if p[i] <= like.floor else 0.0
+    return total
 
 
 @borrowing
@@ -352,7 +374,7 @@ def _fit_one(
             _observe(like, counts, table, theta, room, hessian)
             observed = solved = _solve(hessian, gradient, free, 0.0, room.lower, delta)
             if observed:
-                matrix[:, :] = hessian
+                _copy(hessian, matrix)
         if not solved:
             solved = _solve(matrix, gradient, free, 0.0, room.lower, delta) or _solve(
                 matrix, gradient, free, 1e-2, room.lower, delta
@@ -391,14 +413,20 @@ def _fit_one(
             theta[a] = trial[a]
     if edm >= 1e3 * like.goal:
         return _NOT_CONVERGED, edm, iteration
-    if not free[0] or not free[1]:
-        return _AT_LIMIT, edm, iteration
+    if _n_floored(like, counts, room.p) > _MOST_FLOORED * events:
+        return _NOT_CONVERGED, edm, iteration
+    for a in range(2):
+        if not like.bounds[a, 0] < theta[a] < like.bounds[a, 1]:
+            return _AT_LIMIT, edm, iteration
     if theta[2] <= 0.0:
         free[3] = 0  # the slope of no background is not measured
     if not observed:
         _observe(like, counts, table, theta, room, hessian)
     if not _invert(hessian, free, room, delta, covariance):
         return _HESSIAN_NOT_POSITIVE, edm, iteration
+    for a in range(2):
+        if covariance[a, a] > _WIDEST[a] ** 2:
+            return _AT_LIMIT, edm, iteration
     return _GOOD, edm, iteration
 
 
@@ -415,7 +443,8 @@ def _fit_block(
             continue
         table = tables[table_of[n]]
         for attempt in range(starts.shape[1]):
-            theta[n] = starts[n, attempt]
+            for a in range(4):
+                theta[n, a] = starts[n, attempt, a]
             covariance[n] = 0.0
             status[n], edm[n], iterations[n] = _fit_one(
                 like, counts[n], table, centres[n], theta[n], covariance[n], room
@@ -439,7 +468,9 @@ def _fit_block(
                 cost = _cost(like, counts[n], room.p, other, centres[n])
                 if end == _GOOD and cost < best - 1e-6:
                     best, status[n], edm[n] = cost, end, other_edm
-                    theta[n], covariance[n] = other, other_covariance
+                    _copy(other_covariance, covariance[n])
+                    for a in range(4):
+                        theta[n, a] = other[a]
             _probabilities(like, table, theta[n], room)
         if status[n] == _GOOD and variances.shape[0] > 0:
             _sandwich(like, variances[n], room, covariance[n])

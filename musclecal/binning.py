@@ -80,11 +80,14 @@ def search_axis(edges: ArrayLike) -> SearchAxis:
 
 
 @innermost
-def bin_in(axis: SearchAxis, x: float) -> int:
-    """As `bin_of`, without a search."""
+def _cell_of(axis: SearchAxis, x: float) -> float:
     cell = (x - axis.low) * axis.cells + 1.0
     cell = cell if cell > 0.0 else 0.0  # nan is below
-    cell = cell if cell < axis.top else axis.top
+    return cell if cell < axis.top else axis.top
+
+
+@innermost
+def _bin_from(axis: SearchAxis, cell: int, x: float) -> int:
     i = np.int64(axis.start[np.uintp(cell)])
     i += x >= axis.edges[np.uintp(i + 1)]
     while x >= axis.edges[np.uintp(i + 1)]:  # more than one edge in a cell is rare
@@ -93,8 +96,14 @@ def bin_in(axis: SearchAxis, x: float) -> int:
 
 
 @innermost
+def bin_in(axis: SearchAxis, x: float) -> int:
+    """As `bin_of`, without a search."""
+    return _bin_from(axis, int(_cell_of(axis, x)), x)
+
+
+@innermost
 def find_bins(axis: SearchAxis, x: NDArray[np.float64], out: NDArray[np.int32]) -> None:
-    """`bin_in` of many values, in loops that are vectorised."""
+    """`bin_in` of many values, in loops that are vectorised but for the looking up of cells."""
     edges, n = axis.edges, np.int32(axis.edges.size - 3)
     if n < _FEW:
         for i in range(x.size):
@@ -107,17 +116,9 @@ def find_bins(axis: SearchAxis, x: NDArray[np.float64], out: NDArray[np.int32]) 
             out[i] = out[i] if x[i] < edges[n + 1] else np.int32(-1)
     else:
         for i in range(x.size):
-            cell = (x[i] - axis.low) * axis.cells + 1.0
-            cell = cell if cell > 0.0 else 0.0
-            cell = cell if cell < axis.top else axis.top
-            out[i] = np.int32(cell)
+            out[i] = np.int32(_cell_of(axis, x[i]))
         for i in range(x.size):
-            value = x[i]
-            found = np.int64(axis.start[np.uintp(out[i])])
-            found += value >= edges[np.uintp(found + 1)]
-            while value >= edges[np.uintp(found + 1)]:  # more than one edge in a cell is rare
-                found += 1
-            out[i] = np.int32(found - 1 if found < n + 1 else -1)
+            out[i] = np.int32(_bin_from(axis, out[i], x[i]))
 
 
 @kernel

@@ -1,6 +1,6 @@
 """The command line. Results go to stdout, progress and messages to stderr; see the README for the commands.
 
-Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 a quality gate failed.
+Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 a quality gate failed or parts are missing.
 """
 
 import os

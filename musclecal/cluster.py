@@ -119,8 +119,10 @@ class Cluster:
         where: dict[str, Any] = {"address": scheduler, "timeout": _PATIENCE}
         if local := re.fullmatch(r"local(?::([1-9]\d*))?", scheduler):
             self._local = distributed.LocalCluster(
-                n_workers=int(local[1] or len(os.sched_getaffinity(0))), threads_per_worker=1, dashboard_address=None,
-                silence_logs=logging.ERROR, env={"MUSCLECAL_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                n_workers=int(local[1] or len(os.sched_getaffinity(0))), threads_per_worker=1,
+                # No dashboard; its server is there nevertheless: on a free port, so that two clusters do not quarrel
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                silence_logs=logging.CRITICAL, env={"MUSCLECAL_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
             where = {"address": self._local}
         elif scheduler.endswith(".json"):
@@ -160,6 +162,11 @@ class Cluster:
         if self._local is not None:
             self._local.close()
 
+    @property
+    def n_processes(self) -> int:
+        """Those that are there now; more may join, as batch systems start them."""
+        return len(self._client.scheduler_info()["workers"])
+
     def total(
         self, work: Callable[[_P], _R], parts: Sequence[_P], add: Callable[[_R, _R], _R],
         progress: Progress | None = None,
@@ -192,7 +199,8 @@ class Cluster:
             if future.status == "finished":
                 tree.put(place, future)
             else:
-                failed[place] = f"{parts[place]}: {_reason(future.exception())}"
+                part = f"{parts[place]}: "
+                failed[place] = part + _reason(future.exception()).removeprefix(part)
                 if self._strict:
                     raise PartsFailed(failed[place])
                 tree.put(place, None)

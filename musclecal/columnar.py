@@ -28,8 +28,8 @@ __all__ = [
     "split_tree",
 ]
 
-ColumnType = Literal["real", "integer", "whole", "any"]
-"""float64, int64, integers as the file has them (int64 where it has reals), or anything as the file has it."""
+ColumnType = Literal["real", "number", "integer", "whole", "any"]
+"""float64, numbers as the file has them, int64, integers as it has them (int64 where it has reals), or anything."""
 
 RowRange = tuple[int, int]
 """First row, and the one after the last."""
@@ -147,6 +147,8 @@ def _typed_values(values: NDArray[np.generic], kind: ColumnType, where: str) -> 
         raise InputError(f"{where} does not hold numbers, but {values.dtype}")
     # Arrow's own memory is read-only: kernels would be compiled a second time for it.
     read_only = not values.flags.writeable
+    if kind == "number":
+        return values.copy() if read_only else values
     if kind == "real":
         return values.astype(np.float64, copy=read_only)
     if values.dtype.kind == "f" and not np.all(np.isfinite(values) & (values == np.rint(values))):

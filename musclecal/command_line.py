@@ -101,6 +101,10 @@ def distributed_options(command: Callable[..., None]) -> Callable[..., None]:
         from musclecal.cluster import Cluster
 
         with Cluster(scheduler, retries=retries, strict=strict, rows=rows) as cluster:
+            if cluster.n_processes == 0:
+                click.echo(
+                    f"--scheduler {scheduler}: no process has joined it yet, waiting for the first", err=True
+                )
             command(*arguments, cluster=cluster, **options)
 
     return run

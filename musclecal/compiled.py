@@ -17,7 +17,16 @@ from typing import Any, TypeVar
 
 import numba
 
-__all__ = ["cache_directory", "in_order", "innermost", "kernel", "n_threads", "source_digest", "summing"]
+__all__ = [
+    "borrowing",
+    "cache_directory",
+    "in_order",
+    "innermost",
+    "kernel",
+    "n_threads",
+    "source_digest",
+    "summing",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")

@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musclecal.columnar import Columns, Jagged, RowRange, Table, is_remote, open_table, split_tree
 from musclecal.columns import FlatColumns, FlatLayout, Layout
@@ -204,15 +206,18 @@ class UnitCheck:
         self._pt: list[Floats] = []
         self._n_wanted = MUONS_FOR_THE_UNIT
 
-    def add(self, pt: Floats) -> None:
+    def add(self, pt: NDArray[Any]) -> None:
         """Look at further muons of the file, pT in what should be GeV; judge once there are enough."""
         if self._n_wanted == 0:
             return
-        usable = pt[np.isfinite(pt) & (pt > 0.0)][: self._n_wanted]
-        self._pt.append(usable)
-        self._n_wanted -= usable.size
-        if self._n_wanted == 0:
-            self.judge()
+        for start in range(0, len(pt), MUONS_FOR_THE_UNIT):
+            some = pt[start : start + MUONS_FOR_THE_UNIT]
+            usable = some[np.isfinite(some) & (some > 0.0)][: self._n_wanted]
+            self._pt.append(usable)
+            self._n_wanted -= usable.size
+            if self._n_wanted == 0:
+                self.judge()
+                return
 
     def judge(self) -> None:
         """Raise `InputError` if the muons looked at cannot be in GeV."""

@@ -11,14 +11,14 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from musclecal.cluster import Cluster
-from musclecal.columnar import open_table, split_tree
+from musclecal.columnar import is_remote, open_table, split_tree
 from musclecal.columns import FlatColumns
 from musclecal.correction import NO_SMEARING, Correction, Reason
 from musclecal.errors import InputError
@@ -163,7 +163,10 @@ class FriendMaking:
             raise InputError(f"--scheduler: {self.out} is one friend of all files: give a folder as --out")
         self.out.mkdir(exist_ok=True)
         announce(str(self.out))
-        made = cluster.total(self, sources, operator.add, progress)
+        # Processes may stand in another folder
+        making = replace(self, out=self.out.absolute())
+        paths = [file if is_remote(file) else str(Path(file).absolute()) for file in sources]
+        made = cluster.total(making, paths, operator.add, progress)
         return made.total, made.failed
 
     def _write(

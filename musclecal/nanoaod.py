@@ -53,10 +53,10 @@ class NanoLayout:
 
     def _needed(self) -> dict[str, ColumnType]:
         types: dict[str, ColumnType] = dict.fromkeys(self._extra, "any")
-        types |= dict.fromkeys((*MOMENTUM, CHARGE), "real")
-        types |= dict.fromkeys(self._identifiers.values(), "integer")
+        types |= dict.fromkeys((*MOMENTUM, CHARGE), "number")
+        types |= dict.fromkeys(self._identifiers.values(), "whole")
         if self._has_error:
-            types[PT_ERROR] = "real"
+            types[PT_ERROR] = "number"
         if self.generator:
             types |= dict.fromkeys(PARTICLE, "real")
             types |= dict.fromkeys((MATCH, PARTICLE_ID), "integer")
@@ -65,11 +65,11 @@ class NanoLayout:
     def load(self, chunk: Columns) -> LoadedPairs:
         """All pairs of the muons of each event."""
         counts = self._jagged(chunk, MOMENTUM[0]).counts
-        pt, eta, phi, charge = (self._reals_of_muons(chunk, name, counts) for name in (*MOMENTUM, CHARGE))
-        error = self._reals_of_muons(chunk, PT_ERROR, counts) if self._has_error else None
-        muons = Muons(pt, eta, phi, error)
+        names = (*MOMENTUM, PT_ERROR) if self._has_error else MOMENTUM
+        momenta = [self._of_muons(chunk, name, counts) for name in names]
+        charge = self._of_muons(chunk, CHARGE, counts)
         generated = self._generated(chunk, counts) if self.generator else None
-        event, plus, minus, flow = paired(counts, muons, charge, generated)
+        event, plus, minus, flow = paired(counts, momenta[:3], charge, generated)
         extra: dict[str, NDArray[np.generic]] = {}
         for name in self._extra:
             if isinstance(chunk[name], Jagged):
@@ -78,17 +78,17 @@ class NanoLayout:
             else:
                 extra[name] = self._of_events(chunk, name)[event]
         events = DimuonEvents(
-            muons.select(plus),
-            muons.select(minus),
+            Muons(*(column[plus].astype(np.float64) for column in momenta)),
+            Muons(*(column[minus].astype(np.float64) for column in momenta)),
             None if generated is None else generated.select(plus),
             None if generated is None else generated.select(minus),
             **{
-                key: np.asarray(self._of_events(chunk, name)[event])
+                key: self._of_events(chunk, name)[event].astype(np.int64)
                 for key, name in self._identifiers.items()
             },
             extra=extra,
         )
-        return LoadedPairs(events, flow, pt, None if generated is None else generated.pt)
+        return LoadedPairs(events, flow, momenta[0], None if generated is None else generated.pt)
 
     def _generated(self, chunk: Columns, counts: Ints) -> Muons:
         """Generator muon of each measured one, nan where the match is not a muon."""
@@ -114,9 +114,6 @@ class NanoLayout:
         if not np.array_equal(column.counts, counts):
             raise InputError(f"{self._path}: branch {name!r} does not have one value a muon")
         return column.values
-
-    def _reals_of_muons(self, chunk: Columns, name: str, counts: Ints) -> Floats:
-        return np.asarray(self._of_muons(chunk, name, counts), dtype=np.float64)
 
     def _of_events(self, chunk: Columns, name: str) -> NDArray[np.generic]:
         column = chunk[name]

@@ -6,9 +6,9 @@ Not for: names of columns, or cuts that an analyst chooses (`musclecal.selection
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from musclecal.records import CutFlow, DimuonEvents, Floats, Ints, Muons
 __all__ = ["CandidatePairs", "LoadedPairs", "opposite_sign_events", "paired"]
 
 Booleans = NDArray[np.bool_]
+Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class LoadedPairs(NamedTuple):
 
     events: DimuonEvents
     flow: CutFlow
-    pt: Floats
+    pt: Numbers
     gen_pt: Floats | None
 
 
@@ -79,7 +80,7 @@ _PHYSICAL, _MATCHED = 1, 2
 
 
 @kernel
-def _add_physical(pt: Floats, eta: Floats, phi: Floats, bit: int, passes: NDArray[np.uint8]) -> None:
+def _add_physical(pt: Numbers, eta: Numbers, phi: Numbers, bit: int, passes: NDArray[np.uint8]) -> None:
     for i in range(pt.size):
         finite = (abs(pt[i]) < math.inf) & (abs(eta[i]) < math.inf) & (abs(phi[i]) < math.inf)
         passes[i] += bit * (finite & (pt[i] > 0.0))
@@ -122,17 +123,19 @@ def _opposite_signs(
 
 
 def paired(
-    counts: Ints, muons: Muons, charge: Floats, generated: Muons | None = None
+    counts: Ints, momenta: Sequence[Numbers], charge: Numbers, generated: Muons | None = None
 ) -> tuple[Ints, Ints, Ints, CutFlow]:
     """Number of the event, mu+ and mu- of each usable opposite-sign pair (n_pair,); what was dropped.
 
     Parameters
     ----------
-    counts : (n_event,) muons of each event; ``muons``, ``charge``, ``generated`` are of all events, one after another.
+    counts : (n_event,) muons of each event; what follows is of the muons of all events, one after another.
+    momenta : pT (GeV), eta, phi. charge : numbers of any type.
     generated : their generator-level muons, nan where there is none; None in data.
     """
-    passes = np.zeros(len(muons), dtype=np.uint8)
-    _add_physical(muons.pt, muons.eta, muons.phi, _PHYSICAL, passes)
+    passes = np.zeros(len(charge), dtype=np.uint8)
+    pt, eta, phi = momenta
+    _add_physical(pt, eta, phi, _PHYSICAL, passes)
     if generated is None:
         passes += _MATCHED
     else:

@@ -33,7 +33,7 @@ def expm1(x: float) -> float:
 
 @innermost
 def log(x: float) -> float:
-    """ln x to rounding of max(abs(ln x), 1), for normal positive x.
+    """ln x to rounding of max(abs(ln x), 1), for normal positive x; nan for nan and inf.
 
     x = 2^k y with y from sqrt(1/2) to sqrt(2), and ln y = 2 artanh((y - 1)/(y + 1)) as a series.
     """
@@ -44,4 +44,4 @@ def log(x: float) -> float:
     z = s * s
     series = 1.0 + z * (1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11 + z * (1 / 13 + z * (1 / 15 + z * (
         1 / 17 + z * (1 / 19 + z / 21)))))))))  # fmt: skip
-    return k * _LN_2 + 2.0 * s * series
+    return k * _LN_2 + 2.0 * s * series + (x - x)

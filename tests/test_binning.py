@@ -181,7 +181,7 @@ class TestTemplateBinning:
     "edges",
     [
         np.linspace(-2.4, 2.4, 25), equal_eta_edges(48, 2.4), [4.0, 4.9, 6.4, 9.5, 40.0], [-1.0, 1.0],
-        [0.0, 1e-7, 2e-7, 3.0, 1000.0],
+        [0.0, 1e-7, 2e-7, 3.0, 1000.0], [*range(9), 9.0, 9.0 + 1e-7, 9.0 + 2e-7, 9.0 + 3e-7, 1000.0],
         np.cumsum(np.random.default_rng(2).exponential(1.0, 300)), [2.0, 2.0 + 1e-9, 5.0],
     ],
 )  # fmt: skip

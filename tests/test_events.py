@@ -273,8 +273,8 @@ def test_pairs_against_a_double_loop(simulated: bool) -> None:
     charge = rng.choice([-1.0, 1.0, 0.0, 2.0, np.nan], n, p=(0.45, 0.45, 0.04, 0.03, 0.03))
     pt, gen_pt = (rng.choice([5.0, 0.0, np.nan, np.inf], n, p=(0.85, 0.05, 0.05, 0.05)) for _ in range(2))
     eta = rng.choice([0.5, -np.inf], n, p=(0.95, 0.05))
-    muons, generated = Muons(pt, eta, np.zeros(n)), Muons(gen_pt, np.zeros(n), np.zeros(n))
-    event, plus, minus, flow = paired(counts, muons, charge, generated if simulated else None)
+    momenta, generated = (pt, eta, np.zeros(n)), Muons(gen_pt, np.zeros(n), np.zeros(n))
+    event, plus, minus, flow = paired(counts, momenta, charge, generated if simulated else None)
     expected, passed = [], np.zeros(5, dtype=int)
     physical, matched = (pt == 5.0) & (eta == 0.5), (gen_pt == 5.0) | (not simulated)
     first = 0

@@ -129,7 +129,8 @@ def _place(axis: ShapeAxis, scale: float, width: float, cells: Floats, work: Flo
     for i in range(axis.ratio.size):
         r = axis.ratio[i] * per_width
         u = (r - first) * per_node
-        inside = min(max(u, 0.0), float(n_cell))
+        inside = u if u > 0.0 else 0.0  # nan is in the first cell, and out[.] is nan for it
+        inside = inside if inside < n_cell else float(n_cell)
         cell = min(float(np.int32(inside)), float(n_cell - 1))
         work[0, i] = r
         work[1, i] = u - inside

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from musclecal.binning import Binning, equal_eta_edges
 from musclecal.errors import InputError
@@ -33,6 +34,7 @@ Floats = NDArray[np.float64]
 
 JPSI = resonance("Jpsi")
 BINNING = Binning(equal_eta_edges(10, 2.4), (4.0, 5.5, 8.0, 40.0), JPSI.mass_window, 40, JPSI.line.mass)
+ONE_BIN = Binning((-2.4, 2.4), (4.0, 40.0), JPSI.mass_window, 100, JPSI.line.mass)
 MIN_EVENTS = 100
 FLOATING = ("exponential", "linear")
 
@@ -213,12 +215,70 @@ def test_covariance_is_the_inverse_of_second_differences(name: str, background: 
                     at = best.copy()
                     at[a] += i * h[a]
                     at[b] += j * h[b]
-                    value += i * j * nll(data_counts()[row], model, background, row, at)
+                    value += i * j * nll(data_counts()[row], model, background, int(row), at)
                 hessian[a, b] = value / (4.0 * h[a] * h[b])
         inverse = np.linalg.inv(hessian)
         unit = np.sqrt(np.diag(inverse))
         off = (fits.covariance[row][:size, :size] - inverse) / np.outer(unit, unit)
         assert np.max(np.abs(off)) < (0.002 if name != "simulation-shape" else 0.02)
+
+
+class TestHopeless:
+    """What no fit can be made of is a status, and never takes the process with it."""
+
+    @staticmethod
+    def peak(scale: float, width: float, events: int, window: Binning = ONE_BIN) -> Floats:
+        t = (window.mass_edges / window.mass_reference / scale - 1.0) / width
+        return np.asarray(events * np.diff(ndtr(t)))[None]
+
+    @pytest.mark.parametrize("name", MODEL_NAMES)
+    def test_no_number_as_a_start_or_a_prior(self, name: str) -> None:
+        model = model_of(name).rows(np.array([5]))
+        counts = data_counts()[5:6]
+        usual = fit_bins(counts, model, "exponential")
+        for column in range(4):
+            start = np.array([[1.0, 0.012, 0.1, 0.0]])
+            start[0, column] = np.nan
+            fits = fit_bins(counts, model, "exponential", start=start)
+            # Further attempts have background fractions of their own
+            assert fits.status[0] != FitStatus.GOOD or column == 2
+            if fits.status[0] == FitStatus.GOOD:
+                np.testing.assert_allclose(fits.parameters, usual.parameters, rtol=1e-3, atol=0.01)
+        prior = (np.array([np.nan]), 0.1)
+        assert fit_bins(counts, model, "exponential", width_prior=prior).status[0] != FitStatus.GOOD
+
+    def test_a_peak_that_the_start_does_not_see(self) -> None:
+        """200 events far from where a narrow Gaussian stands: bins below the floor have no derivative."""
+        model, counts = gaussian(ONE_BIN, 1), self.peak(0.98, 0.005, 200)
+        for background in ("none", "exponential"):
+            fits = fit_bins(counts, model, background, start=np.array([[1.1, 1e-4, 0.1, 0.0]]))
+            good = fits.status[0] == FitStatus.GOOD
+            assert not good or abs(fits.scale[0] - 0.98) < 1e-3
+
+    def test_what_is_at_the_end_of_what_is_sensible_is_not_good(self) -> None:
+        counts = np.zeros((1, ONE_BIN.mass_bins))
+        counts[0, 20] = 300.0
+        fits = fit_bins(counts, gaussian(ONE_BIN, 1), "none")
+        assert fits.status[0] == FitStatus.AT_LIMIT
+
+    def test_starts_do_not_matter(self) -> None:
+        """From widths and scales that are far off, a GOOD fit is in no worse a minimum than from the usual start."""
+        model, rng = model_of("gaussian"), np.random.default_rng(3)
+        counts = data_counts()
+        usual = fit_bins(counts, model, "exponential")
+        start = np.stack([
+            rng.uniform(0.97, 1.03, len(counts)), rng.uniform(0.004, 0.04, len(counts)),
+            rng.uniform(0.01, 0.8, len(counts)), rng.uniform(-3.0, 3.0, len(counts)),
+        ], axis=1)  # fmt: skip
+        other = fit_bins(counts, model, "exponential", start=start)
+        both = np.flatnonzero(usual.converged & other.converged)
+        assert len(both) > 0.97 * np.count_nonzero(usual.converged)
+        worse = [
+            nll(counts[n], model, "exponential", int(n), other.parameters[n])
+            - nll(counts[n], model, "exponential", int(n), usual.parameters[n])
+            for n in both
+        ]
+        assert np.quantile(worse, 0.98) < 1e-3
 
 
 POINTS = (
