@@ -7,8 +7,8 @@ With n events in a window the extended likelihood has its maximum at a total yie
 
 (s scale, w relative width, b background fraction, tau background slope), with weak priors on tau and, if asked, on w.
 A step solves :math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information, or near the
-minimum the observed Hessian H; parameters that push against a bound are frozen for that step. The covariance is the inverse of
-H; for counts whose variance is not their value (weighted simulation, background added without noise) it is
+minimum the observed Hessian H; parameters that push against a bound are frozen for that step. The covariance is the
+inverse of H; for counts whose variance is not their value (weighted simulation, background added without noise) it is
 :math:`H^{-1} J H^{-1}` with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i.
 
 A p_i below a floor counts as the floor, which has no derivative: a Gaussian does not see events some seven widths
