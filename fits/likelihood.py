@@ -5,14 +5,14 @@ With n events in a window the extended likelihood has its maximum at a total yie
 .. math:: -\ln L = -\sum_i n_i \ln p_i(\theta) + \tfrac12\sum_a\bigl((\theta_a - \bar\theta_a)/\sigma_a\bigr)^2, \qquad
    p_i = (1-b)\,S_i/S + b\,B_i , \qquad \theta = (\ln s, \ln w, b, \tau)
 
-(s scale, w relative width, b background fraction, tau background slope), with
-weak priors on tau and, if asked, on w. A step solves
-:math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information, or near the minimum the observed
-Hessian H; parameters that push against a bound are frozen for that step. The covariance is the inverse of H; for counts
-whose variance is not their value (weighted simulation, background added without noise) it is :math:`H^{-1} J H^{-1}`
-with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i. A p_i below a floor counts as
-the floor, which has no derivative: a Gaussian does not see events some seven widths away; if these are a tenth of all, the fit has
-not converged.
+(s scale, w relative width, b background fraction, tau background slope), with weak priors on tau and, if asked, on w.
+A step solves :math:`(F + \lambda\,\mathrm{diag}F)\,\delta = -\nabla`, with F the expected information, or near the
+minimum the observed Hessian H; parameters that push against a bound are frozen for that step. The covariance is the
+inverse of H; for counts whose variance is not their value (weighted simulation, background added without noise) it is
+:math:`H^{-1} J H^{-1}` with :math:`J = \sum_i v_i\,\partial\ln p_i\,\partial\ln p_i^T`, v_i the variance of n_i.
+
+A p_i below a floor counts as the floor, which has no derivative: a Gaussian does not see events some seven widths
+away; if these are a tenth of all, the fit has not converged.
 
 Not for: shapes (`musclecal.fits.shapes`), the choice of bins (`musclecal.fits.mass_fits`).
 """
@@ -25,7 +25,13 @@ import numpy as np
 
 from musclecal.compiled import borrowing, in_order, innermost, kernel, summing
 from musclecal.fits.shapes import SignalModel
-from musclecal.fits.shapes.cumulative import ShapeAxis, background_cdf, background_curvature, signal_cdf, signal_curvature
+from musclecal.fits.shapes.cumulative import (
+    ShapeAxis,
+    background_cdf,
+    background_curvature,
+    signal_cdf,
+    signal_curvature,
+)
 from musclecal.records import BinFits, Floats, Ints
 from musclecal.vector_math import log
 
@@ -42,7 +48,7 @@ _MOST_FLOORED = 0.1
 _WIDEST = (0.1, 1.0)
 """Errors of ln s and ln w: where they are larger, there is no peak that the events fix."""
 _NEAR = 0.5
-"""Estimated distance to the minimum below which steps are taken with the observed Hessian instead of the expected one."""
+"""Estimated distance to the minimum below which steps are taken with the observed Hessian."""
 
 
 # The values of `FitStatus`, for kernels.
@@ -455,15 +461,13 @@ def _fit_block(
         if like.background > 0 and (
             status[n] == _HESSIAN_NOT_POSITIVE or (status[n] == _GOOD and theta[n, 2] < 0.02)
         ):
-            best = (
-                _cost(like, counts[n], room.p, theta[n], centres[n]) if status[n] == _GOOD else math.inf
-            )
+            best = _cost(like, counts[n], room.p, theta[n], centres[n]) if status[n] == _GOOD else math.inf
             for sign in (-1.0, 1.0):
                 other, other_covariance = theta[n].copy(), np.zeros((4, 4))
                 other[2], other[3] = 0.02, 0.5 * sign * min(like.bounds[3, 1], 4.0)
                 end, other_edm, more = _fit_one(
-                like, counts[n], table, centres[n], other, other_covariance, room
-            )
+                    like, counts[n], table, centres[n], other, other_covariance, room
+                )
                 iterations[n] += more
                 cost = _cost(like, counts[n], room.p, other, centres[n])
                 if end == _GOOD and cost < best - 1e-6:
@@ -592,9 +596,9 @@ def _shares(
 
 
 def expected_shares(model: SignalModel, background: int, theta: Floats) -> tuple[Floats, Floats]:
-    """p (n_bin, n_mass) and its derivatives (n_bin, 4, n_mass) at theta (n_bin, 4): ln scale, ln width, fraction, slope.
+    """p (n_bin, n_mass) and its derivatives (n_bin, 4, n_mass) at theta (n_bin, 4).
 
-    ``background`` is a value of `BACKGROUNDS`.
+    theta is ln scale, ln width, fraction, slope; ``background`` is a value of `BACKGROUNDS`.
     """
     like = _without_priors(model, background)
     p, dp = np.empty((len(theta), model.n_mass)), np.empty((len(theta), 4, model.n_mass))

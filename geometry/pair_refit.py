@@ -29,7 +29,7 @@ from musclecal.geometry.refit import (
     joined,
     without_taken_out,
 )
-from musclecal.geometry.refit_kernels import CONVERGED, Fit, Hits, new_fit, wrapped
+from musclecal.geometry.refit_kernels import CONVERGED, Fit, new_fit, wrapped
 from musclecal.geometry.small_matrices import inverse_of
 from musclecal.geometry.trace import Planes
 from musclecal.records import Floats, Ints, MassConstraint, PairRefits, Tracks
@@ -89,9 +89,7 @@ class _Room(NamedTuple):
 @kernel
 def _new_room(n_max: int) -> _Room:
     """For tracks with ``n_max`` planes."""
-    return _Room(
-        new_fit(n_max, 6, 0), np.empty((N_PAIR, N_PAIR)), np.empty(N_PAIR), np.empty((13, N_PAIR))
-    )
+    return _Room(new_fit(n_max, 6, 0), np.empty((N_PAIR, N_PAIR)), np.empty(N_PAIR), np.empty((13, N_PAIR)))
 
 
 @kernel

@@ -90,7 +90,7 @@ def _fit_clean(
     """
     rejected = 0
     while True:
-        # Again after a coordinate is out: a start from one that is far off can end on the same helix, followed backwards
+        # Again after a coordinate is out: a start from one that is far off can end on the helix followed backwards
         if not seed(hits, n, planes, local) and rejected == 0:
             return TOO_FEW_HITS, math.nan, 0, 0
         status, chi2 = fit_track(

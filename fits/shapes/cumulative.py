@@ -16,7 +16,17 @@ from musclecal.compiled import borrowing
 from musclecal.records import Floats
 from musclecal.vector_math import expm1
 
-__all__ = ["LINES", "STANDARD", "ShapeAxis", "background_cdf", "background_curvature", "cubic_cells", "shape_axis", "signal_cdf", "signal_curvature"]
+__all__ = [
+    "LINES",
+    "STANDARD",
+    "ShapeAxis",
+    "background_cdf",
+    "background_curvature",
+    "cubic_cells",
+    "shape_axis",
+    "signal_cdf",
+    "signal_curvature",
+]
 
 LINES, STANDARD = 0, 1
 """Which form a table is for."""
@@ -45,7 +55,14 @@ class ShapeAxis(NamedTuple):
 
 
 def shape_axis(
-    form: int, low: float, step: float, n_mass: int, reference: float, origin: float, spacing: float, n_table: int
+    form: int,
+    low: float,
+    step: float,
+    n_mass: int,
+    reference: float,
+    origin: float,
+    spacing: float,
+    n_table: int,
 ) -> ShapeAxis:
     """Edges low exp(step i) in GeV, i = 0 ... n_mass, and tables of ``n_table`` numbers.
 
@@ -89,7 +106,9 @@ def _convolve(table: Floats, work: Floats, out: Floats) -> None:
 
 
 @borrowing
-def _smeared_lines(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
+def _smeared_lines(
+    axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats
+) -> None:
     """F(x) = sum_j n_j Phi((x/(s m_j) - 1)/w), with m_j = reference exp(step (first + j)) and edges low exp(step i).
 
     Both axes are uniform in ln m with the same step, so Phi depends on i - j alone: a discrete convolution.
@@ -142,7 +161,9 @@ def _place(axis: ShapeAxis, scale: float, width: float, cells: Floats, work: Flo
 
 
 @borrowing
-def _standard_shape(axis: ShapeAxis, scale: float, width: float, cells: Floats, out: Floats, work: Floats) -> None:
+def _standard_shape(
+    axis: ShapeAxis, scale: float, width: float, cells: Floats, out: Floats, work: Floats
+) -> None:
     """F(x) = G(t), t = (x/(s m_ref) - 1)/w; constant density beyond the last node on either side.
 
     ``cells`` as of `cubic_cells`.
@@ -177,7 +198,7 @@ def _curvature_of_standard(
 
 @borrowing
 def signal_cdf(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
-    """F, dF/d ln(scale), dF/d ln(width) of the signal at the edges into ``out`` (3, n_edge), not normalised to the window.
+    """F, dF/d ln(scale), dF/d ln(width) of the signal at the edges into ``out`` (3, n_edge); not normalised.
 
     ``table`` : contents of lines, or `cubic_cells`. ``work`` (7, axis.ratio.size) is room.
     """
@@ -188,7 +209,9 @@ def signal_cdf(axis: ShapeAxis, scale: float, width: float, table: Floats, out: 
 
 
 @borrowing
-def signal_curvature(axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats) -> None:
+def signal_curvature(
+    axis: ShapeAxis, scale: float, width: float, table: Floats, out: Floats, work: Floats
+) -> None:
     """Second derivatives of F into ``out`` (3, n_edge): by ln(scale) twice, by each, by ln(width) twice."""
     if axis.form == 0:
         _curvature_of_lines(axis, scale, width, table, out, work)
