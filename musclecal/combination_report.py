@@ -127,7 +127,8 @@ def _weight_lines(result: CaseResult) -> list[str]:
 
 
 def _cell(value: float, width: int, digits: int) -> str:
-    return f"{value:>{width}.{digits}f}" if np.isfinite(value) else f"{'-':>{width}}"
+    # Adding 0 makes a rounded -0 a 0.
+    return f"{round(value, digits) + 0.0:>{width}.{digits}f}" if np.isfinite(value) else f"{'-':>{width}}"
 
 
 def _impact_lines(result: CaseResult, unit: str) -> list[str]:
@@ -183,9 +184,20 @@ def _scan_lines(result: CaseResult, unit: str) -> list[str]:
 
 
 def _audit_lines(result: CaseResult) -> list[str]:
+    """In one line each; the JSON has the group and what would be allowed."""
     if not result.broken:
         return []
-    return ["correlations that cannot be:", *(f"  {in_words(found)}" for found in result.broken)]
+    lines = [
+        "correlations that contradict each other, by source (published ones often do; only the total must not):"
+    ]
+    for found in result.broken:
+        pair = (
+            ""
+            if found.pair is None
+            else f", look at {found.pair[0]} and {found.pair[1]}, rho = {found.rho:.3g}"
+        )
+        lines.append(f"  {found.name}: smallest eigenvalue {found.smallest_eigenvalue:.2g}{pair}")
+    return lines
 
 
 def _scenario_lines(run: CombinationRun, unit: str) -> list[str]:

@@ -36,6 +36,7 @@ WEIGHTS = [
     -0.025, 0.075, 0.002, 0.161, 0.172, 0.032, -0.076, -0.015, 0.034, 0.118, 0.343, 0.116, -0.031, 0.009, 0.084
 ]  # fmt: skip
 FROZEN = {"bJES": 0.225, "BTAG": 0.092, "MCGEN": 0.088, "JES1": 0.091}
+"""From fits with nuisances, which need correlations that do not contradict each other."""
 SPLIT = {"bJES": 0.176, "BTAG": 0.086, "MCGEN": 0.082, "JES1": 0.081, "RAD": 0.056, "HADR": 0.019}
 
 
@@ -125,9 +126,9 @@ class TestTopMass:
         assert found["ndf"] == 14
         assert found["p_value"] == pytest.approx(0.911, abs=0.0005)
         np.testing.assert_allclose(list(found["weights"]["m_t"].values()), WEIGHTS, atol=0.00051)
-        for kind, expected in (("split", SPLIT), ("frozen", FROZEN)):
+        for kind, expected, tolerance in (("split", SPLIT, 0.00051), ("frozen", FROZEN, 0.0015)):
             for source, number in expected.items():
-                assert found["impacts"][kind][source]["m_t"] == pytest.approx(number, abs=0.00051), source
+                assert found["impacts"][kind][source]["m_t"] == pytest.approx(number, abs=tolerance), source
         assert found["correlation"] == [[pytest.approx(1.0)]]
 
     def test_all_scans(self, command: Command, lhc_path: Path) -> None:
@@ -155,6 +156,7 @@ class TestTopMass:
         scans = text[text.index("scan [GeV]") :].splitlines()
         assert [line.split()[0] for line in scans[1:4]] == ["bJES", "JES2", "BKDT"]
         assert max(map(len, text.splitlines())) < 130
+        assert "PDF: smallest eigenvalue -2.5" in text
 
     def test_files(self, command: Command, lhc_path: Path, tmp_path: Path) -> None:
         out = tmp_path / "new" / "folder"
@@ -169,6 +171,20 @@ class TestTopMass:
             assert arrays["0/scan_values"].shape == (19, 20, 1)
         latex = (out / "combination.tex").read_text()
         assert r"base & m\_t & $172.515 \pm 0.329$ & 0.142 & 0.297 & 7.55/14 & 0.911 \\" in latex
+
+
+def test_the_example_of_the_documentation_runs(command: Command, tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs/combination.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside these tests")
+    path = tmp_path / "example.toml"
+    path.write_text(page.read_text().split("```toml\n")[1].split("```")[0])
+    found = json.loads(command("combine", path, "--json").stdout)
+    assert list(found["scans"]) == ["JES", "b-JES"]
+    assert list(found["scenarios"]) == ["ATLAS alone", "b-JES half as large"]
+    jets = found["impacts"]["groups_split"]["jets"]["m_t"]
+    split = found["impacts"]["split"]
+    assert jets == pytest.approx(np.hypot(split["JES"]["m_t"], split["b-JES"]["m_t"]))
 
 
 # Scenarios: the change by the file is the change by hand.
@@ -242,7 +258,10 @@ def test_drop_a_source() -> None:
             one.pop("x", None)
         table["correlations"] = []
 
-    same(scenario({"drop": {"sources": ["x"]}}), by_hand(change))
+    found = scenario({"drop": {"sources": ["x"]}})
+    same(found, by_hand(change))
+    base = ran(small())
+    np.testing.assert_allclose(base.frozen["x"] ** 2, base.up**2 - found.up**2, rtol=1e-10)
 
 
 def test_scale() -> None:
