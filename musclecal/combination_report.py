@@ -94,7 +94,7 @@ def _decimals(error: float) -> int:
 
 
 def _width(names: tuple[str, ...] | list[str]) -> int:
-    return max(12, *(len(name) for name in names))
+    return max([12, *(len(name) for name in names)])
 
 
 def _value_lines(result: CaseResult, unit: str) -> list[str]:
@@ -137,7 +137,7 @@ def _impact_lines(result: CaseResult, unit: str) -> list[str]:
     groups = result.groups_split or result.groups_frozen
     if not shown:
         return []
-    order = sorted(shown, key=lambda name: -float(np.nanmax(np.nan_to_num(shown[name]) / result.errors)))
+    order = sorted(shown, key=lambda name: -float(np.max(np.nan_to_num(shown[name]) / result.errors)))
     kinds = [("split", result.split), ("frozen", result.frozen)] if result.split else [("frozen", shown)]
     heads = "".join(f"{f'{name}, {kind}':>22}" for name in result.observables for kind, _ in kinds)
     width = _width([*order[:_IMPACTS], *groups])

@@ -378,9 +378,85 @@ def test_one_input_with_an_asymmetric_shift_has_the_interval_of_the_profile() ->
     up_down = {"observable": "m", "value": 5.0, "stat": 1.0, "uncertainties": {"x": [0.5, -0.2]}}
     found = ran({"inputs": {"a": up_down}})
     assert found.values[0] == pytest.approx(5.0)
-    # The value is higher by the shift that the input would have come out lower by.
-    sides = sorted([float(found.up[0]), float(found.down[0])])
-    np.testing.assert_allclose(sides, [np.hypot(1.0, 0.2), np.hypot(1.0, 0.5)], rtol=1e-6)
+    # As far as the value would move with the source.
+    assert found.up[0] == pytest.approx(np.hypot(1.0, 0.5), rel=1e-6)
+    assert found.down[0] == pytest.approx(np.hypot(1.0, 0.2), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_methods_with_every_kind_of_correlation(seed: int) -> None:
+    """A singular matrix, one nuisance for all, a scan between blocks, two observables."""
+    rng = np.random.default_rng(seed)
+    names = ["a", "b", "c", "d", "e", "f"]
+    factor = rng.normal(size=(6, 2))
+    factor /= np.linalg.norm(factor, axis=1)[:, None]
+    table = {
+        "inputs": {
+            name: {
+                "observable": "xy"[i % 2],
+                "value": float(rng.normal(10.0 + i % 2, 1.0)),
+                "stat": float(rng.uniform(0.5, 1.0)),
+                "labels": {"block": str(i // 3)},
+                "uncertainties": {
+                    source: float(rng.normal(0.0, 0.7)) for source in ("low", "whole", "blocks")
+                },
+            }
+            for i, name in enumerate(names)
+        },
+        "correlations": [
+            {"sources": ["low"], "inputs": names, "matrix": (factor @ factor.T).tolist()},
+            {"sources": ["blocks"], "different": ["block"], "rho": 0.4, "scan": [-0.1, 0.7]},
+        ],
+    }
+    closed, likelihood = (ran({**table, "method": method}) for method in ("closed form", "likelihood"))
+    for key in ("values", "covariance", "weights"):
+        np.testing.assert_allclose(
+            getattr(likelihood, key), getattr(closed, key), rtol=1e-8, atol=1e-9, err_msg=key
+        )
+    assert likelihood.chi2 == pytest.approx(closed.chi2, rel=1e-8)
+    for name, part in likelihood.frozen.items():
+        np.testing.assert_allclose(part, closed.frozen[name], rtol=1e-6, atol=1e-8, err_msg=name)
+    (one,), (other,) = likelihood.scans, closed.scans
+    for key in ("values", "errors", "chi2", "value_derivative", "error_derivative"):
+        np.testing.assert_allclose(getattr(one, key), getattr(other, key), rtol=1e-6, atol=1e-8, err_msg=key)
+
+
+def test_a_nuisance_that_acts_the_other_way_round() -> None:
+    """rho = -1 is the shift the other way round, up for down."""
+    table = small(correlations=[{"sources": ["y"], "pairs": [["a", "b"]], "rho": -1.0}])
+    table["inputs"]["a"]["uncertainties"]["y"] = [0.5, -0.2]
+    turned = small(correlations=[])
+    turned["inputs"]["a"]["uncertainties"]["y"] = [-0.2, 0.5]
+    found, expected = ran(table), ran(turned)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+    np.testing.assert_allclose([found.up, found.down], [expected.up, expected.down], rtol=1e-6)
+
+
+def test_the_likelihood_refuses_correlations_that_contradict_each_other(
+    command: Command, tmp_path: Path, lhc: dict[str, Any]
+) -> None:
+    path = tmp_path / "lhc.json"
+    path.write_text(json.dumps(lhc | {"method": "likelihood"}))
+    told = command("combine", path, code=2).stderr
+    assert "negative eigenvalues" in told
+
+
+@pytest.mark.parametrize("form", ["neyman", "pearson"])
+def test_weights_of_the_likelihood_are_changes_of_the_value(form: str) -> None:
+    """Of two observables, one source relative, one asymmetric, against combinations of moved inputs."""
+
+    def moved(name: str | None, step: float) -> CaseResult:
+        table = small(sources={"x": {"kind": "relative"}}, form=form, method="likelihood")
+        table["inputs"]["c"]["observable"] = "other"
+        table["inputs"]["c"]["uncertainties"]["z"] = [0.6, -0.4]
+        if name is not None:
+            table["inputs"][name]["value"] += step
+        return ran(table)
+
+    weights = moved(None, 0.0).weights
+    for i, name in enumerate(LABELS):
+        change = (moved(name, 1e-3).values - moved(name, -1e-3).values) / 2e-3
+        np.testing.assert_allclose(weights[:, i], change, atol=1e-6, err_msg=name)
 
 
 def test_relative_sources_are_of_the_combined_value() -> None:
@@ -425,4 +501,5 @@ def test_files_of_convino(command: Command, tmp_path: Path, form: str, chi2: flo
     assert a["down"] == pytest.approx(7.581 if form == "pearson" else 7.583, abs=2e-3)
     assert set(found["impacts"]["groups_frozen"]) >= {"a_unc", "b_unc"}
     assert len(found["scans"]) == 2
+    assert np.sum([*found["weights"]["combined_a"].values()]) == pytest.approx(1.0, abs=0.1)
     assert "combined_a" in command("combine", path, "--format", "convino").stdout

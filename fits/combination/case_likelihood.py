@@ -1,19 +1,20 @@
 r"""One case of a combination, or a problem read from elsewhere, by its likelihood: the same record as the closed form.
 
-There is no split that adds up. Weights are the change of a value with an input: with responses K and weight M,
-:math:`W = \Sigma_{x\theta} J^T M, J = (-K, U)` where chi2 is a parabola, and from fits to inputs that moved by a tenth
-of their errors otherwise.
+There is no split that adds up. Weights are the change of a value with an input d, from the condition that the gradient
+stays 0: with :math:`\Sigma^{-1}` half the Hessian
+
+.. math:: W = -\Sigma\,\frac{\partial}{\partial d}\,\frac{1}{2}\frac{\partial\chi^2}{\partial\theta} .
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from musclecal.fits.combination.case_problem import CaseProblem
 from musclecal.fits.combination.impacts import covariance_impacts, frozen_impacts
-from musclecal.fits.combination.likelihood_fit import fit_likelihood
+from musclecal.fits.combination.joined_inputs import likelihood_of
+from musclecal.fits.combination.likelihood_fit import fit_likelihood, minimum_of
 from musclecal.fits.combination.likelihood_scans import scan_correlations
 from musclecal.records import Floats, MatrixAudit
 from musclecal.records.combination_case import CaseResult, CaseScan
@@ -21,7 +22,7 @@ from musclecal.records.combination_likelihood import LikelihoodFit, LikelihoodPr
 
 __all__ = ["likelihood_result", "problem_result"]
 
-_STEP = 0.1
+_STEP = 1e-3
 """Of an input, in its errors with all sources fixed."""
 
 
@@ -41,7 +42,7 @@ def likelihood_result(
     statistical : sources of the statistical part. groups : of sources. audit : of the case.
     points : of each scan.
     """
-    members = {of: given.members.get(of, ()) for of in given.members}
+    members = given.members
 
     def nuisances(sources: Sequence[str]) -> tuple[str, ...]:
         return tuple(nuisance for source in sources for nuisance in members.get(source, ()))
@@ -97,40 +98,19 @@ def problem_result(
 
 
 def _weights(problem: LikelihoodProblem, fit: LikelihoodFit) -> Floats:
-    """(n_obs, n)."""
-    if not fit.quadratic:
-        return _fitted_weights(problem, fit)
-    names, n = problem.sources, len(problem.sources)
-    weight = block_diag(*(one.weight for one in problem.inputs))
-    jacobian = np.zeros((len(weight), len(fit.parameters)))
-    where = {e: a for a, (_, estimates) in enumerate(problem.observables) for e in estimates}
-    where |= {e: len(problem.observables) + a for a, e in enumerate(problem.spectators)}
-    row = 0
-    for one in problem.inputs:
-        rows = slice(row, row + len(one.estimates))
-        jacobian[rows, [names.index(source) for source in one.sources]] = -one.up
-        for estimate in one.estimates:
-            jacobian[row, n + where[estimate]] = 1.0
-            row += 1
-    return np.asarray(fit.covariance[n:] @ jacobian.T @ weight)
-
-
-def _fitted_weights(problem: LikelihoodProblem, fit: LikelihoodFit) -> Floats:
-    columns = []
-    for k, one in enumerate(problem.inputs):
-        for i in range(len(one.estimates)):
-            step = _STEP / np.sqrt(one.weight[i, i])
-            values = []
-            for sign in (1.0, -1.0):
-                moved = one.values.copy()
-                moved[i] += sign * step
-                inputs = (*problem.inputs[:k], replace(one, values=moved), *problem.inputs[k + 1 :])
-                there = replace(problem, inputs=inputs)
-                values.append(
-                    fit_likelihood(there, fit.form, fitted_values=fit.fitted_values, minos=False).values
-                )
-            columns.append((values[0] - values[1]) / (2.0 * step))
-    return np.array(columns).T
+    """(n_obs, n), by symmetric differences of the gradient at the minimum; no fit is repeated."""
+    likelihood = likelihood_of(problem, fit.form, fit.fitted_values)
+    side = minimum_of(fit, likelihood).side
+    values, mixed = likelihood.responses.values, []
+    for i, step in enumerate(_STEP / np.sqrt(np.diagonal(likelihood.weight))):
+        gradients = []
+        for sign in (1.0, -1.0):
+            moved = values.copy()
+            moved[i] += sign * step
+            there = replace(likelihood, responses=replace(likelihood.responses, values=moved))
+            gradients.append(there.gradient(fit.parameters, side))
+        mixed.append((gradients[0] - gradients[1]) / (4.0 * step))
+    return np.asarray(-fit.covariance[len(fit.sources) :] @ np.array(mixed).T)
 
 
 def _scans(problem: LikelihoodProblem, fit: LikelihoodFit, m: int, points: int) -> tuple[CaseScan, ...]:

@@ -138,15 +138,19 @@ def _scans(case: CombinationCase, parts: dict[str, _Nuisances]) -> tuple[Correla
                 raise InputError(
                     f"scan {name}: the likelihood cannot scan the correlation of statistical errors"
                 )
-            wanted = set(one.pairs)
+            wanted = {pair for other in ranges if other.source == one.source for pair in other.pairs}
             for i, j in one.pairs:
                 a, b = part.cluster[i], part.cluster[j]
                 _refuse_broken(name, case, part, (a, b), wanted)
                 along = part.sign[i] * part.sign[j]
                 rho = float(case.sources[one.source].correlation[i, j]) * along
-                found[(one.source, min(a, b), max(a, b))] = CorrelationRange(
-                    part.names[a], part.names[b], rho, along * one.low, along * one.high
+                entry = CorrelationRange(
+                    part.names[min(a, b)], part.names[max(a, b)], rho, along * one.low, along * one.high
                 )
+                if found.setdefault((one.source, min(a, b), max(a, b)), entry) != entry:
+                    raise InputError(
+                        f"scan {name}: the nuisances {entry.first} and {entry.second} are given two ranges"
+                    )
         result.append(CorrelationScan(name, tuple(found.values())))
     return tuple(result)
 
