@@ -65,6 +65,8 @@ def _scan_table(scan: CaseScan, names: tuple[str, ...]) -> dict[str, object]:
     return {
         "low": scan.low,
         "high": scan.high,
+        "points": len(scan.chi2),
+        "points_impossible": scan.n_impossible,
         **{key: dict(zip(names, _numbers(row), strict=True)) for key, row in per_observable.items()},
     }
 
@@ -161,7 +163,7 @@ def _impact_cells(result: CaseResult, rows: list[Floats]) -> str:
 
 
 def _scan_lines(result: CaseResult, unit: str) -> list[str]:
-    """By the largest change of a value, in its errors; last those that leave what is possible."""
+    """By the largest change of a value, in its errors; last those of which no point is possible."""
     if not result.scans:
         return []
     size = {scan.name: float(np.max(scan.half_range_values / result.errors)) for scan in result.scans}
@@ -177,9 +179,12 @@ def _scan_lines(result: CaseResult, unit: str) -> list[str]:
             + _cell(scan.half_range_errors[a], 12, _decimals(result.errors[a]) + 1)
             for a in range(len(result.observables))
         )
-        lines.append(f"{scan.name:<{width}}{f'{scan.low:g} to {scan.high:g}':>16}{cells}")
-    if any(not np.isfinite(value) for value in size.values()):
-        lines.append("-: the correlations contradict each other in a part of the range")
+        mark = f"  {len(scan.chi2) - scan.n_impossible} of {len(scan.chi2)}" if scan.n_impossible else ""
+        lines.append(f"{scan.name:<{width}}{f'{scan.low:g} to {scan.high:g}':>16}{cells}{mark}")
+    if any(scan.n_impossible for scan in order):
+        lines.append(
+            "n of N: points of the scan at which the correlations do not contradict each other; of these"
+        )
     return lines
 
 

@@ -341,6 +341,16 @@ def test_merge_adds_covariances_and_keeps_signs() -> None:
     same(alike, by_hand(change))
 
 
+def test_a_scan_into_contradictions_is_of_the_points_that_are_possible() -> None:
+    table = small(correlations=[{"sources": ["x"], "pairs": [["a", "b"]], "rho": 1.0, "scan": [-1.0, 1.0]}])
+    for one in table["inputs"].values():
+        one["uncertainties"] = {"x": 3.0}
+    (scan,) = ran(table).scans
+    assert 0 < scan.n_impossible < 20
+    possible = np.isfinite(scan.chi2)
+    assert scan.half_range_values[0] == pytest.approx(0.5 * np.ptp(scan.values[possible, 0]))
+
+
 # Likelihood
 
 
@@ -500,6 +510,7 @@ def test_files_of_convino(command: Command, tmp_path: Path, form: str, chi2: flo
     assert a["up"] == pytest.approx(7.626 if form == "pearson" else 7.615, abs=2e-3)
     assert a["down"] == pytest.approx(7.581 if form == "pearson" else 7.583, abs=2e-3)
     assert set(found["impacts"]["groups_frozen"]) >= {"a_unc", "b_unc"}
-    assert len(found["scans"]) == 2
+    assert [scan["points_impossible"] for scan in found["scans"].values()] == [2, 6]
+    assert all(scan["half_range_value"]["combined_a"] > 0.0 for scan in found["scans"].values())
     assert np.sum([*found["weights"]["combined_a"].values()]) == pytest.approx(1.0, abs=0.1)
     assert "combined_a" in command("combine", path, "--format", "convino").stdout

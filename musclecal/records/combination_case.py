@@ -126,14 +126,24 @@ class CaseScan:
     error_derivative: Floats
 
     @property
+    def n_impossible(self) -> int:
+        """Points at which the correlations contradict each other."""
+        return int(np.count_nonzero(np.isnan(self.chi2)))
+
+    @property
     def half_range_values(self) -> Floats:
-        """(m,) (max - min)/2 over the points that exist; NaN if a point does not."""
-        return np.asarray(0.5 * np.ptp(self.values, axis=0))
+        """(m,) (max - min)/2 over the points that are possible; NaN if none is."""
+        return _half_range(self.values)
 
     @property
     def half_range_errors(self) -> Floats:
         """(m,) likewise of the errors."""
-        return np.asarray(0.5 * np.ptp(self.errors, axis=0))
+        return _half_range(self.errors)
+
+
+def _half_range(points: Floats) -> Floats:
+    possible = points[np.all(np.isfinite(points), axis=1)]
+    return np.asarray(0.5 * np.ptp(possible, axis=0)) if len(possible) else np.full(points.shape[1], np.nan)
 
 
 @dataclass(frozen=True)
