@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from musclecal.config_table import Positive, Table, input_error
+from musclecal.config_table import Table, input_error
 from musclecal.errors import InputError
 
 __all__ = [
@@ -59,21 +59,24 @@ def _both_ways(value: Any) -> Any:
     return value
 
 
-Shift = Annotated[tuple[float, float], BeforeValidator(_both_ways)]
+Number = Annotated[float, Field(gt=-1e100, lt=1e100)]
+"""Squares of it are numbers as well."""
+Error = Annotated[float, Field(gt=1e-100, lt=1e100)]
+Shift = Annotated[tuple[Number, Number], BeforeValidator(_both_ways)]
 """Signed: up, down."""
-NotNegative = Annotated[float, Field(ge=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0, lt=1e100)]
 Rho = Annotated[float, Field(ge=-1.0, le=1.0)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
-Matrix = tuple[tuple[float, ...], ...]
+Matrix = tuple[tuple[Number, ...], ...]
 
 
 class InputTable(Table):
     """[inputs.NAME]: one measured value."""
 
     observable: Name
-    value: float
-    stat: Positive | None = None
+    value: Number
+    stat: Error | None = None
     """Statistical error; without it the value must be in [statistics]."""
     uncertainties: dict[Name, Shift] = Field(default_factory=dict)
     """By source: a signed shift, or [up, down]."""

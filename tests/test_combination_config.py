@@ -87,6 +87,7 @@ def test_of_several_tables_the_last_one_holds(tmp_path: Path) -> None:
         ("value = 10.0", "value = nan", "inputs.a.value: Input should be a finite number"),
         ("x = -0.4", "x = nan", "inputs.a.uncertainties.x: must be finite"),
         ("x = -0.4", "x = [0.1, inf]", "inputs.a.uncertainties.x.1: Input should be a finite number"),
+        ("x = -0.4", "x = 1e200", "inputs.a.uncertainties.x.0: Input should be less than"),
         ("x = -0.4", "x = [0.1]", "inputs.a.uncertainties.x: a number, or [up, down], is wanted"),
         ("x = -0.4", 'x = "big"', "inputs.a.uncertainties.x: a number, or [up, down], is wanted"),
         ('observable = "m"\nvalue = 10.0', "value = 10.0", "inputs.a.observable: Field required"),
