@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from musclecal.cli_combination import combine
 from musclecal.cli_tables import TABLE_COMMANDS
 from musclecal.command_line import Progress, distributed_options, echo_json, explained, json_option
 from musclecal.errors import InputError, QualityGateError
@@ -590,7 +591,7 @@ def draw(
     click.echo(str(out))
 
 
-for _command in TABLE_COMMANDS:
+for _command in (*TABLE_COMMANDS, combine):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from musclecal.binning import Binning, TemplateBinning, equal_eta_edges
 from musclecal.columns import FlatColumns
-from musclecal.config_table import Positive, Table
+from musclecal.config_table import Positive, Table, input_error
 from musclecal.errors import InputError
 from musclecal.module_config import ModulesConfig, SimulateHitsConfig
 from musclecal.resonances import Resonance, resonance, resonance_names
@@ -474,17 +474,6 @@ class CampaignConfig(Table):
         }
 
 
-def _explain(path: Path, error: ValidationError) -> InputError:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        lines.append(f"{where}: {message}" if where else message)
-    return InputError(f"{path}: " + "; ".join(lines))
-
-
 def load_campaign(path: str | Path) -> CampaignConfig:
     """Read and check a campaign file. Raises `InputError` naming file, table and key."""
     path = Path(path)
@@ -499,4 +488,4 @@ def load_campaign(path: str | Path) -> CampaignConfig:
     try:
         return CampaignConfig.model_validate(table)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise input_error(path, error) from None

@@ -31,7 +31,7 @@ from musclecal.samples import write_scale
 
 COMMANDS = (
     "simulate", "modules", "fill", "fit", "extract", "closure", "refine", "resolution", "systematics", "propagate",
-    "joint", "export", "validate", "apply", "diff", "merge", "report", "run", "init", "draw",
+    "joint", "export", "validate", "apply", "diff", "merge", "combine", "report", "run", "init", "draw",
 )  # fmt: skip
 CLOSURE_KEYS = {
     "resonance", "part", "engine", "eta_edges", "A", "M", "covariance", "calibration_covariance", "chi2", "ndf",
@@ -392,6 +392,9 @@ def test_gates_that_are_not_asked_for_do_not_fail(copy: Path) -> None:
         (("diff", "folder"), "Missing argument 'SECOND'"),
         (("merge", "folder", "--out", "new"), "folder: none of calibration.npz"),
         (("merge", "--out", "new"), "Missing argument"),
+        (("combine", "nowhere.toml"), "nowhere.toml: no such file"),
+        (("combine", "good.toml"), "good.toml: inputs: Field required"),
+        (("combine", "file", "--format", "convino"), "file"),
         (("validate", "folder"), "manifest.json: not a readable manifest"),
         (("frobnicate",), "No such command"),
         (("fit", "--wrong"), "No such option"),
