@@ -39,7 +39,9 @@ __all__ = ["combine"]
     show_default=True,
     help="Along each scan of a correlation.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for combination.json, .npz and .tex.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for combination.json, .npz and .tex, and figures."
+)
 @json_option
 @explained
 def combine(
@@ -67,7 +69,11 @@ def combine(
         if form is not None:
             raise InputError("--form: goes with --format convino; here it is the key form of the file")
         run = run_file(path, scenarios or None, points)
-    files = () if out is None else write_combination(run, out)
+    files: tuple[Path, ...] = ()
+    if out is not None:
+        from musclecal.validation.combination_plots import write_combination_figures
+
+        files = (*write_combination(run, out), *write_combination_figures(run, out))
     if as_json:
         echo_json(combination_table(run) | ({"files": [str(file) for file in files]} if files else {}))
     else:

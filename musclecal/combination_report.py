@@ -10,6 +10,7 @@ from musclecal.fits.combination.definiteness import in_words
 from musclecal.records import Floats
 from musclecal.records.combination_case import CaseResult, CaseScan, CombinationRun
 from musclecal.store import written_atomically
+from musclecal.validation.plot_style import decimals
 
 __all__ = ["combination_latex", "combination_table", "combination_text", "write_combination"]
 
@@ -90,11 +91,6 @@ def combination_text(run: CombinationRun) -> str:
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _decimals(error: float) -> int:
-    """So that an error has three digits."""
-    return int(np.clip(2 - np.floor(np.log10(error)), 0, 12)) if error > 0.0 and np.isfinite(error) else 3
-
-
 def _width(names: tuple[str, ...] | list[str]) -> int:
     return max([12, *(len(name) for name in names)])
 
@@ -104,7 +100,7 @@ def _value_lines(result: CaseResult, unit: str) -> list[str]:
     heads = "".join(f"{head:>12}" for head in ("value", "up", "down", "stat", "syst"))
     lines = [f"{f'observable{unit}':<{width + 4}}{heads}"]
     for a, name in enumerate(result.observables):
-        digits = _decimals(result.errors[a])
+        digits = decimals(result.errors[a])
         row = (result.values[a], result.up[a], -result.down[a], result.stat[a], result.syst[a])
         signs = ("", "+", "+", "", "")
         cells = "".join(f"{x:>{s}12.{digits}f}" for x, s in zip(row, signs, strict=True))
@@ -158,7 +154,7 @@ def _impact_lines(result: CaseResult, unit: str) -> list[str]:
 
 def _impact_cells(result: CaseResult, rows: list[Floats]) -> str:
     return "".join(
-        _cell(row[a], 22, _decimals(result.errors[a])) for a in range(len(result.observables)) for row in rows
+        _cell(row[a], 22, decimals(result.errors[a])) for a in range(len(result.observables)) for row in rows
     )
 
 
@@ -175,8 +171,8 @@ def _scan_lines(result: CaseResult, unit: str) -> list[str]:
     lines = [f"{f'scan{unit}':<{width}}{'rho':>16}{heads}"]
     for scan in order:
         cells = "".join(
-            _cell(scan.half_range_values[a], 18, _decimals(result.errors[a]) + 1)
-            + _cell(scan.half_range_errors[a], 12, _decimals(result.errors[a]) + 1)
+            _cell(scan.half_range_values[a], 18, decimals(result.errors[a]) + 1)
+            + _cell(scan.half_range_errors[a], 12, decimals(result.errors[a]) + 1)
             for a in range(len(result.observables))
         )
         mark = f"  {len(scan.chi2) - scan.n_impossible} of {len(scan.chi2)}" if scan.n_impossible else ""
@@ -214,7 +210,7 @@ def _scenario_lines(run: CombinationRun, unit: str) -> list[str]:
     lines = [f"{f'scenario{unit}':<{width}}  {'':<{wide}}{heads}{'chi2/ndf':>14}{'p':>8}"]
     for result in run.results:
         for a, name in enumerate(result.observables):
-            digits = _decimals(result.errors[a])
+            digits = decimals(result.errors[a])
             shift = _shift(run.base, result, name)
             row = (result.values[a], shift, result.up[a], result.down[a], result.stat[a], result.syst[a])
             cells = "".join(_cell(x, 12, digits) for x in row)
@@ -252,7 +248,7 @@ def combination_latex(run: CombinationRun) -> str:
     heads = " & ".join([f"source, {kind}{unit}", *(_escaped(name) for name in base.observables)])
     impacts = [
         " & ".join(
-            [_escaped(name), *(_cell(x, 0, _decimals(e)) for x, e in zip(row, base.errors, strict=True))]
+            [_escaped(name), *(_cell(x, 0, decimals(e)) for x, e in zip(row, base.errors, strict=True))]
         )
         for name, row in sorted(shown.items(), key=lambda item: -float(np.max(np.nan_to_num(item[1]))))
     ]
@@ -260,7 +256,7 @@ def combination_latex(run: CombinationRun) -> str:
 
 
 def _latex_cells(result: CaseResult, a: int) -> list[str]:
-    digits = _decimals(result.errors[a])
+    digits = decimals(result.errors[a])
     up, down = f"{result.up[a]:.{digits}f}", f"{result.down[a]:.{digits}f}"
     error = f"\\pm {up}" if up == down else f"^{{+{up}}}_{{-{down}}}"
     return [

@@ -5,6 +5,7 @@ case decides for itself, so that a scenario that drops the asymmetric source is 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from musclecal.combination_config import STATISTICS, CombinationConfig, load_combination
@@ -65,7 +66,8 @@ def _result(case: CombinationCase, points: int) -> CaseResult:
         if not likelihood:
             return closed_result(case, points)
         given, found = case_problem(case, STATISTICS), audit(case.measurements)
-        return likelihood_result(case.name, given, case.statistical, case.groups, found, case.form, points)
+        result = likelihood_result(case.name, given, case.statistical, case.groups, found, case.form, points)
+        return replace(result, measured=case.measured)
     except InputError as error:
         if case.name == "base":
             raise

@@ -161,9 +161,12 @@ class TestTopMass:
     def test_files(self, command: Command, lhc_path: Path, tmp_path: Path) -> None:
         out = tmp_path / "new" / "folder"
         table = json.loads(command("combine", lhc_path, "--json", "--out", out).stdout)
-        assert sorted(path.name for path in out.iterdir()) == [
-            "combination.json", "combination.npz", "combination.tex"
-        ]  # fmt: skip
+        figures = ("correlations", "impacts", "inputs", "scans")
+        assert sorted(path.name for path in out.iterdir()) == sorted([
+            "combination.json", "combination.npz", "combination.tex",
+            *(f"combination_{name}.{kind}" for name in figures for kind in ("pdf", "png")),
+        ])  # fmt: skip
+        assert sorted(table["files"]) == sorted(str(path) for path in out.iterdir())
         assert json.loads((out / "combination.json").read_text())["observables"] == table["observables"]
         with np.load(out / "combination.npz") as arrays:
             assert list(arrays["cases"]) == ["base", "ATLAS alone"]

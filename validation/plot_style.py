@@ -95,6 +95,11 @@ def probability_text(p: float) -> str:
     return rf"{p / 10.0**exponent:.1f}$\times 10^{{{exponent}}}$"
 
 
+def decimals(error: float) -> int:
+    """So that an error has three digits."""
+    return int(np.clip(2 - np.floor(np.log10(error)), 0, 12)) if error > 0.0 and np.isfinite(error) else 3
+
+
 def bin_centres(edges: Floats) -> Floats:
     values = np.asarray(edges)
     return np.asarray(0.5 * (values[1:] + values[:-1]))

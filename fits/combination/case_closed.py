@@ -64,6 +64,7 @@ def closed_result(case: CombinationCase, points: int = 20) -> CaseResult:
         nuisances={},
         scans=_scans(case, given, found, points),
         audit=audit(given),
+        measured=case.measured,
     )
 
 
@@ -140,6 +141,7 @@ def _scans(case: CombinationCase, given: Measurements, found: Combined, points: 
             chi2=scan.chi2,
             value_derivative=scan.value_derivative,
             error_derivative=scan.error_derivative,
+            nominal=case.nominal(name),
         )
         for name, scan in scans.items()
     )

@@ -17,7 +17,7 @@ from musclecal.fits.combination.joined_inputs import likelihood_of
 from musclecal.fits.combination.likelihood_fit import fit_likelihood, minimum_of
 from musclecal.fits.combination.likelihood_scans import scan_correlations
 from musclecal.records import Floats, MatrixAudit
-from musclecal.records.combination_case import CaseResult, CaseScan
+from musclecal.records.combination_case import CaseResult, CaseScan, nominal_rho
 from musclecal.records.combination_likelihood import LikelihoodFit, LikelihoodProblem
 
 __all__ = ["likelihood_result", "problem_result"]
@@ -128,6 +128,7 @@ def _scans(problem: LikelihoodProblem, fit: LikelihoodFit, m: int, points: int) 
                 chi2=curve.chi2,
                 value_derivative=curve.value_slope[:m] / width,
                 error_derivative=curve.error_slope[:m] / width,
+                nominal=nominal_rho([(one.rho, one.start, one.stop) for one in scan.ranges]),
             )
         )
     return tuple(result)

@@ -3,7 +3,7 @@
 Axis words: ``n`` inputs, ``m`` observables, ``n_point`` points of a scan.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,15 @@ import numpy as np
 from musclecal.records.arrays import Floats
 from musclecal.records.combination import CorrelationRange, MatrixAudit, Measurements, Source
 
-__all__ = ["CaseResult", "CaseScan", "CaseSource", "CombinationCase", "CombinationRun"]
+__all__ = [
+    "CaseInputs",
+    "CaseResult",
+    "CaseScan",
+    "CaseSource",
+    "CombinationCase",
+    "CombinationRun",
+    "nominal_rho",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,27 @@ class CaseSource:
     def asymmetric(self) -> bool:
         """Up and down are not opposite for some input."""
         return bool(np.any(self.up != -self.down))
+
+
+@dataclass(frozen=True)
+class CaseInputs:
+    """What was measured, as given: relative sources with shifts of the measured values.
+
+    Attributes
+    ----------
+    values : (n,). stat : (n,) error of the statistical sources. covariance : (n, n) of all sources, with halves of
+        the way from down to up. design : (n, m), 1 where an input measures an observable.
+    """
+
+    values: Floats
+    stat: Floats
+    covariance: Floats
+    design: Floats
+
+    @property
+    def errors(self) -> Floats:
+        """(n,) total."""
+        return np.sqrt(np.diagonal(self.covariance))
 
 
 @dataclass(frozen=True)
@@ -104,6 +133,26 @@ class CombinationCase:
         }
         return Measurements(self.values, sources, self.design, self.names, self.observables)
 
+    @property
+    def measured(self) -> CaseInputs:
+        """Values and errors of the inputs."""
+        covariances = self.measurements.covariances
+        variance = np.zeros(len(self.values))
+        for name in self.statistical:
+            variance += np.diagonal(covariances[name])
+        total = np.sum([*covariances.values()], axis=0)
+        return CaseInputs(self.values, np.sqrt(variance), total, self.design)
+
+    def nominal(self, scan: str) -> float:
+        """As `nominal_rho`."""
+        return nominal_rho(
+            [
+                (float(self.sources[one.source].correlation[pair]), one.low, one.high)
+                for one in self.scans[scan]
+                for pair in one.pairs
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class CaseScan:
@@ -114,6 +163,7 @@ class CaseScan:
     name : of the scan. low, high : ends of its first range. values, errors : (n_point, m). chi2 : (n_point,). All NaN
         where the correlations contradict each other.
     value_derivative, error_derivative : (m,) per unit of rho, at the nominal correlations.
+    nominal : of the first range, as `nominal_rho`.
     """
 
     name: str
@@ -124,6 +174,7 @@ class CaseScan:
     chi2: Floats
     value_derivative: Floats
     error_derivative: Floats
+    nominal: float = np.nan
 
     @property
     def n_impossible(self) -> int:
@@ -139,6 +190,20 @@ class CaseScan:
     def half_range_errors(self) -> Floats:
         """(m,) likewise of the errors."""
         return _half_range(self.errors)
+
+
+def nominal_rho(moved: Sequence[tuple[float, float, float]]) -> float:
+    """Where on a scan the nominal correlations are; NaN if they are on no point of it.
+
+    Parameters
+    ----------
+    moved : rho, and start and end of its range, of all correlations that move together.
+    """
+    rho, start, end = np.array(moved).T
+    if np.any(start == end):
+        return np.nan
+    way = (rho - start) / (end - start)
+    return float(rho[0]) if np.ptp(way) < 1e-9 else np.nan
 
 
 def _half_range(points: Floats) -> Floats:
@@ -163,6 +228,7 @@ class CaseResult:
     groups_split, groups_frozen : (m,) the same by group.
     nuisances : (m,) signed, by nuisance: correlation times error. Empty for the closed form.
     scans : of all ranges. audit : correlation matrices by source, and the total.
+    measured : values and errors of the inputs; None where they are fits of many parameters (files of Convino).
     """
 
     name: str
@@ -187,6 +253,7 @@ class CaseResult:
     nuisances: Mapping[str, Floats]
     scans: tuple[CaseScan, ...]
     audit: Mapping[str, MatrixAudit]
+    measured: CaseInputs | None = None
 
     @property
     def errors(self) -> Floats:
