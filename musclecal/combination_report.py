@@ -44,6 +44,7 @@ def _case_table(result: CaseResult) -> dict[str, object]:
             for name, row in zip(names, result.weights, strict=True)
         },
         "pulls": dict(zip(result.inputs, _numbers(result.pulls), strict=False)),
+        "leave_one_out": _without_table(result),
         "impacts": {
             "split": _by_observable(result.split, names),
             "frozen": _by_observable(result.frozen, names),
@@ -53,6 +54,17 @@ def _case_table(result: CaseResult) -> dict[str, object]:
         },
         "scans": {scan.name: _scan_table(scan, names) for scan in result.scans},
         "not_definite": {found.name: in_words(found) for found in result.broken},
+    }
+
+
+def _without_table(result: CaseResult) -> dict[str, object]:
+    """By input: how far it is from all others, in its errors, and how much each value moves without it."""
+    if result.without is None:
+        return {}
+    shifts = result.without.values - result.values
+    return {
+        name: {"compatibility": far, "shift": dict(zip(result.observables, _numbers(row), strict=True))}
+        for name, far, row in zip(result.inputs, _numbers(result.without.compatibility), shifts, strict=True)
     }
 
 
@@ -117,9 +129,14 @@ def _weight_lines(result: CaseResult) -> list[str]:
     width = _width(result.inputs)
     pulls = result.pulls if len(result.pulls) else np.full(len(result.inputs), np.nan)
     heads = "".join(f"{name:>14}" for name in result.observables)
+    if result.without is not None:
+        heads += "".join(f"{f'{name} without it':>22}" for name in result.observables)
     lines = [f"{'weight of':<{width}}{heads}{'pull':>8}"]
     for i, name in enumerate(result.inputs):
         cells = "".join(f"{weight:>+14.3f}" for weight in result.weights[:, i])
+        if result.without is not None:
+            for a, error in enumerate(result.errors):
+                cells += _cell(result.without.values[i, a] - result.values[a], 22, decimals(error))
         lines.append(f"{name:<{width}}{cells}{_cell(pulls[i], 8, 2)}")
     return lines
 

@@ -32,6 +32,8 @@ SCANS = {
     "BKMC": (0.85, 0.5, 1.0, 1.7, 0.0),
 }  # fmt: skip
 """Correlation of ATLAS with CMS, its range, dm/2 and dsigma/2 in MeV."""
+WITHOUT = (18, 11, -4, 41, 89, -34, -33, 8, -18, 14, 76, 36, 21, -11, -115)
+"""MeV, of m_t without each input in turn."""
 WEIGHTS = [
     -0.025, 0.075, 0.002, 0.161, 0.172, 0.032, -0.076, -0.015, 0.034, 0.118, 0.343, 0.116, -0.031, 0.009, 0.084
 ]  # fmt: skip
@@ -126,6 +128,8 @@ class TestTopMass:
         assert found["ndf"] == 14
         assert found["p_value"] == pytest.approx(0.911, abs=0.0005)
         np.testing.assert_allclose(list(found["weights"]["m_t"].values()), WEIGHTS, atol=0.00051)
+        without = [1e3 * one["shift"]["m_t"] for one in found["leave_one_out"].values()]
+        np.testing.assert_allclose(without, WITHOUT, atol=0.6)
         for kind, expected, tolerance in (("split", SPLIT, 0.00051), ("frozen", FROZEN, 0.0015)):
             for source, number in expected.items():
                 assert found["impacts"][kind][source]["m_t"] == pytest.approx(number, abs=tolerance), source

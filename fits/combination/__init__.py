@@ -12,6 +12,7 @@
 `difference`, `ratio`,  functions of the observables
 `normalised`
 `blinded`               a hidden offset
+`combine_calibrations`  A, e, M of resonances, eras or experiments, each against the others
 ======================  ==================================================================================
 
 All need a positive definite total covariance, uncertainties that are symmetric, and inputs that are linear in the
@@ -20,6 +21,7 @@ observables.
 
 from musclecal.fits.combination.best_linear import blue, combine
 from musclecal.fits.combination.blinding import blinded, unblinded
+from musclecal.fits.combination.calibrations import combine_calibrations
 from musclecal.fits.combination.definiteness import (
     allowed_correlation,
     allowed_group,
@@ -46,6 +48,7 @@ __all__ = [
     "blue_rescaled",
     "checked_correlation",
     "combine",
+    "combine_calibrations",
     "combine_groups",
     "difference",
     "leave_one_out",

@@ -15,6 +15,7 @@ import numpy as np
 from musclecal.errors import InputError
 from musclecal.fits.combination.best_linear import combine, whitening
 from musclecal.fits.combination.definiteness import audit
+from musclecal.fits.combination.leave_out import leave_one_out
 from musclecal.fits.combination.rescaled import blue_rescaled
 from musclecal.fits.combination.scans import scan_correlations
 from musclecal.records import Combined, Floats, Measurements
@@ -57,6 +58,7 @@ def closed_result(case: CombinationCase, points: int = 20) -> CaseResult:
         p_value=found.p_value,
         weights=found.weights,
         pulls=found.pulls,
+        without=leave_one_out(found),
         split=_split(found, members),
         frozen=_frozen(found, covariances, members),
         groups_split=_split(found, case.groups),

@@ -87,6 +87,7 @@ def problem_result(
         p_value=fit.p_value,
         weights=_weights(problem, fit)[:m],
         pulls=np.zeros(0),
+        without=None,
         split={},
         frozen={of: part[:m] for of, part in frozen_impacts(fit, members).items()},
         groups_split={},

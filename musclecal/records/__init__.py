@@ -31,6 +31,7 @@ from musclecal.records.combination import (
     Source,
     WorstCase,
 )
+from musclecal.records.combined_calibration import CalibrationAgainstOthers, CombinedCalibration
 from musclecal.records.detector import Detector, FieldMap
 from musclecal.records.events import CutFlow, DimuonEvents, Muons
 from musclecal.records.fits import BinFits, MassFits, MassWidths, Resolution, ScaleInformation, Smearing
@@ -61,9 +62,11 @@ __all__ = [
     "PARAMETER_UNITS",
     "BinFits",
     "BosonTemplates",
+    "CalibrationAgainstOthers",
     "Closure",
     "ClosureSplits",
     "Combined",
+    "CombinedCalibration",
     "CorrectionTables",
     "CorrelationRange",
     "CorrelationScan",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musclecal.records.arrays import Floats
-from musclecal.records.combination import CorrelationRange, MatrixAudit, Measurements, Source
+from musclecal.records.combination import CorrelationRange, LeftOut, MatrixAudit, Measurements, Source
 
 __all__ = [
     "CaseInputs",
@@ -221,6 +221,7 @@ class CaseResult:
     values, up, down, stat, syst : (m,); up and down are sizes of the interval. stat and syst are of the `breakdown`.
     covariance : (m, m). chi2, ndf, p_value : of the inputs about the combination.
     weights : (m, n) change of a value per change of an input. pulls : (n,) of the inputs; empty for the likelihood.
+    without : each input left out in turn; None for the likelihood.
     split : (m,) by source, root of its part of the covariance: these add up in quadrature to the total. Empty for the
         likelihood, which has no such parts.
     frozen : (m,) by source, what the error loses in quadrature if the source is known: these do not add up. NaN where
@@ -246,6 +247,7 @@ class CaseResult:
     p_value: float
     weights: Floats
     pulls: Floats
+    without: LeftOut | None
     split: Mapping[str, Floats]
     frozen: Mapping[str, Floats]
     groups_split: Mapping[str, Floats]
