@@ -27,6 +27,7 @@ ALLOWED_IN = {
         "validation/plot_style",
         "validation/plots",
         "validation/closure_plots",
+        "validation/combination_plots",
         "validation/diff_plots",
         "validation/module_plots",
         "validation/propagation_plots",
